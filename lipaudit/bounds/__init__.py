@@ -1,0 +1,1 @@
+"""Certified scalars and verified norms of linear operators."""

@@ -1,0 +1,1 @@
+"""From regions and a domain to certified bounds with their derivation."""

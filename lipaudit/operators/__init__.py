@@ -1,0 +1,1 @@
+"""What lipaudit knows about each operator."""

@@ -1,0 +1,225 @@
+"""The result of an audit: frozen records, the JSON contract ``lipaudit.audit/1``.
+
+Numbers are plain Python. Certified numbers are decimal strings rounded up, measured ones rounded down, each with its
+log10 (null where there is none: JSON has no infinity). No record holds clock time: two runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = [
+    "Audit", "Certified", "Cited", "Domain", "Finding", "InputBox", "MatrixEntry", "Measured", "Model", "OperatorUse",
+    "Provenance", "ReasonRecord", "Region", "Severity", "Skipped", "Step", "TensorType",
+]  # fmt: skip
+
+Status = Literal["finite", "unbounded", "unknown"]
+Severity = Literal["error", "warning", "note"]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all records: immutable, and unknown fields are an error when read back."""
+
+
+class TensorType(Record):
+    """A graph input or output after pinning; ``source`` says whether a gain is measured from it."""
+
+    name: str
+    dtype: str
+    shape: list[int] | None
+    source: bool = False
+
+
+class Model(Record):
+    """What was audited. ``nodes`` counts the file's nodes, ``parameters`` the elements of its float tensors."""
+
+    path: str
+    sha256: str
+    nodes: int
+    parameters: int
+    opset: dict[str, int]
+    inputs: list[TensorType]
+    outputs: list[TensorType]
+    pinned_dims: dict[str, int]
+    ir_version: int = 0
+    producer: str = ""
+
+
+class InputBox(Record):
+    """A box on one source: every element lies in [lo, hi] (decimal text as the user gave it)."""
+
+    name: str
+    lo: str
+    hi: str
+
+
+class Domain(Record):
+    """Where the certified numbers hold. ``notes`` name what else they depend on (embedding tables, pinned sizes)."""
+
+    kind: Literal["reals", "box", "ball"]
+    boxes: list[InputBox] = []
+    radius: str | None = None
+    notes: list[str] = []
+
+
+class ReasonRecord(Record):
+    """Why a bound is not finite."""
+
+    node: str
+    op: str
+    reason: str
+    status: Status = "unknown"
+
+
+class Certified(Record):
+    """A certified bound ``|f(x)-f(y)| <= upper * |x-y| + offset``; ``step`` is its place in the derivation."""
+
+    status: Status
+    upper: str | None = None
+    log10: float | None = None
+    offset: str | None = None
+    method: str = ""
+    reasons: list[ReasonRecord] = []
+    step: int | None = None
+
+
+class Measured(Record):
+    """A gain that was seen: a true lower bound, or the reason why there is none.
+
+    ``witness`` describes the pair of inputs (seed, family, distance), so that the run can be repeated.
+    """
+
+    status: Literal["measured", "not-measured"]
+    lower: str | None = None
+    log10: float | None = None
+    device: str = ""
+    method: str = ""
+    witness: dict[str, Any] = {}
+    reason: str = ""
+
+
+class MatrixEntry(Record):
+    """Gain from one source to one output, the other sources held."""
+
+    source: str
+    output: str
+    certified: Certified
+    measured: Measured
+
+
+class Region(Record):
+    """A part of the network with one exit.
+
+    ``certified`` is its own gain from its entries on its own range; ``before`` the certified gain from the sources to its
+    entry, ``after`` from its exit to the outputs (log10, null if not finite); ``share`` its positive log gain over the sum
+    of all leaves. ``reason`` says why it is nothing more specific.
+    """
+
+    path: str
+    kind: str
+    nodes: list[str]
+    entries: list[str]
+    exit: str
+    certified: Certified
+    measured: Measured
+    facts: dict[str, Any]
+    children: list[Region]
+    before_log10: float | None = None
+    after_log10: float | None = None
+    share: float | None = None
+    reason: str = ""
+
+
+class OperatorUse(Record):
+    """An operator of the simplified graph: how often, by which rule, and what it costs the result (words)."""
+
+    op: str
+    count: int
+    rule: str
+    cost: str = ""
+
+
+class Skipped(Record):
+    """Something that was left out, and what that costs the result."""
+
+    node: str
+    op: str
+    what: str
+    cost: str
+
+
+class Cited(Record):
+    """A source by its key in rules/sources.bib, with the text to print."""
+
+    key: str
+    text: str
+
+
+class Finding(Record):
+    """A guideline that the model breaks. ``facts`` are the numbers that the condition looked at."""
+
+    code: str
+    name: str
+    severity: Severity
+    region: str
+    node: str
+    message: str
+    why: str
+    fix: str
+    facts: dict[str, Any]
+    state: Literal["new", "baseline", "suppressed"] = "new"
+    cite: list[Cited] = []
+
+
+class Step(Record):
+    """One step of a derivation: ``quantity`` of ``target`` by ``rule`` from earlier steps.
+
+    ``value`` is the certified decimal (rounded up), ``exact`` the dyadic ``[mantissa, exponent]`` that was computed with
+    (mantissa as text: it may exceed 64 bits; null for infinity), ``evidence`` what a checker needs.
+    """
+
+    id: int
+    quantity: str
+    target: str
+    rule: str
+    operands: list[int]
+    value: str
+    exact: list[str] | None
+    offset: str = "0"
+    evidence: dict[str, Any] = {}
+
+
+class Provenance(Record):
+    """What an audit can be repeated from."""
+
+    lipaudit: str
+    rules: str
+    ruleset_sha256: str
+    libraries: dict[str, str]
+    device: str
+    seed: int
+    options: dict[str, Any]
+
+
+class Audit(Record):
+    """Everything that one audit found; renderers only format it.
+
+    ``derivation`` is the proof of the certified numbers as data, ``user_rules`` the files that ``--rules`` added.
+    """
+
+    schema: str
+    model: Model
+    domain: Domain
+    norm: Literal["l1", "l2", "linf"]
+    certified: Certified
+    measured: Measured
+    matrix: list[MatrixEntry]
+    regions: list[Region]
+    operators: list[OperatorUse]
+    skipped: list[Skipped]
+    findings: list[Finding]
+    derivation: list[Step]
+    provenance: Provenance
+    user_rules: list[str] = []

@@ -1,0 +1,1 @@
+"""From one audit record to each output format; no renderer computes."""

@@ -1,0 +1,1 @@
+"""Patterns: each returns a region, or the reason why it is none."""

@@ -1,0 +1,60 @@
+# Everything runs in .venv, which `make` creates: nothing but Python >= 3.11, git and make is needed beforehand.
+PYTHON ?= python3
+JOBS   ?= 2
+UV     := .venv/bin/uv
+BIN    := .venv/bin
+ENV    := .venv/.synced
+
+# One BLAS thread per process: the tests already use every core by processes, and results must not depend on it.
+export OPENBLAS_NUM_THREADS ?= 1
+export OMP_NUM_THREADS      ?= 1
+# Developers' own uv settings must not leak into the environment that the lock file describes.
+export UV_PROJECT_ENVIRONMENT := .venv
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint types bench soak format samples wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+
+env: $(ENV)  ## create or update the environment .venv
+
+$(ENV): pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lipaudit needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	$(UV) sync --frozen
+	@touch $@
+
+demo: $(ENV)  ## build the sample models, audit them, write HTML reports to demo/
+	@$(BIN)/python samples/demo.py
+
+test: $(ENV)  ## run all tests
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(ENV)  ## ruff and the layering contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(ENV)  ## pyright, strict
+	$(BIN)/pyright
+
+format: $(ENV)  ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(ENV)  ## timings, as ratios to a reference measured in the same run
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+soak: $(ENV)  ## the property tests with many more, fresh examples (an hour or so)
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(JOBS) tests/soundness tests/bounds tests/operators
+
+samples: $(ENV)  ## rebuild samples/models
+	$(BIN)/python samples/build_all.py
+
+wheel: $(ENV)  ## build the wheel and the source distribution into dist/
+	$(UV) build --quiet --out-dir dist
+
+clean:  ## remove everything that was generated, the environment too
+	rm -rf .venv demo dist build .pytest_cache .ruff_cache .hypothesis .benchmarks

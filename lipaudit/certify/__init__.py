@@ -1,1 +1,104 @@
 """From regions and a domain to certified bounds with their derivation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lipaudit.bounds.chain import single_threaded
+from lipaudit.bounds.scalar import ZERO, Norm, Upper, combine, matrix_norm
+from lipaudit.certify.domain import Domain
+from lipaudit.certify.gains import Bound, RegionBound, Tree
+from lipaudit.certify.ledger import Ledger
+from lipaudit.certify.node_gains import NodeGains, ask
+from lipaudit.certify.ranges import Ranges, propagate
+from lipaudit.certify.sites import sites_of
+from lipaudit.operators.base import Site
+from lipaudit.operators.catalogue import Catalogue
+from lipaudit.operators.flow import Flow, Reason, flatten, merged
+from lipaudit.records import Step
+from lipaudit.topology import Topology
+from lipaudit.topology.sources import moving
+
+__all__ = ["Bound", "Certificate", "RegionBound", "certify"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Everything that was certified.
+
+    ``headline`` is joint over all sources and all float outputs; ``matrix`` holds the bound of each (source, output) with
+    the other sources held; ``regions`` are by path; ``steps`` is the derivation of all of them.
+    """
+
+    headline: Bound
+    matrix: Mapping[tuple[str, str], Bound]
+    regions: Mapping[str, RegionBound]
+    ranges: Ranges
+    sites: Mapping[str, Site]
+    gains: Mapping[str, NodeGains]
+    outputs: tuple[str, ...]
+    steps: Sequence[Step]
+
+
+def certify(
+    topology: Topology, catalogue: Catalogue, domain: Domain, norm: Norm, progress: Callable[[float], None] | None = None
+) -> Certificate:
+    """Certified bounds of the whole graph and of each region, in ``norm``, on ``domain``."""
+    graph = topology.graph
+    moved = moving(graph, topology.sources)
+    sites = sites_of(graph, moved)
+    ledger = Ledger()
+    with single_threaded():
+        ranges = propagate(topology, catalogue, domain, sites)
+        nodes = [node for node in graph.nodes if any(sites[node.name].moving) and not _is_cut(topology, node.outputs)]
+        gains = ask(nodes, sites, ranges, catalogue, norm, ledger, progress)
+        outputs = _float_outputs(topology)
+        tree = Tree(graph, topology.root, sites, gains, catalogue, norm, ledger)
+        flows, steps = tree.certify([source.value.name for source in topology.sources], outputs)
+    headline, matrix = _whole(topology, flows, outputs, norm, ledger, steps)
+    return Certificate(headline, matrix, tree.bounds, ranges, sites, gains, outputs, ledger.steps)
+
+
+def _is_cut(topology: Topology, outputs: Sequence[str]) -> bool:
+    """True for the node whose output is a source: what lies before the cut does not count."""
+    cuts = {source.value.name for source in topology.sources}
+    return any(name in cuts for name in outputs)
+
+
+def _float_outputs(topology: Topology) -> tuple[str, ...]:
+    """The outputs that the headline speaks of: the float ones, or all where there is none."""
+    names = topology.graph.outputs
+    floats = tuple(name for name in names if topology.graph.value(name).is_float)
+    return floats or names
+
+
+def _whole(
+    topology: Topology, flows: Mapping[str, Flow], outputs: Sequence[str], norm: Norm, ledger: Ledger, steps: list[int]
+) -> tuple[Bound, dict[tuple[str, str], Bound]]:
+    """The joint bound and the matrix source x output."""
+    sources = [source.value.name for source in topology.sources]
+    rows = []
+    offsets: list[Upper] = []
+    reasons: list[tuple[Reason, ...]] = []
+    matrix: dict[tuple[str, str], Bound] = {}
+    for output in outputs:
+        flow = flows.get(output)
+        row = flatten(flow, norm).rows[0] if flow is not None else None
+        gains = row.gains if row is not None else tuple(ZERO for _ in sources)
+        offset = row.offset if row is not None else ZERO
+        rows.append(gains)
+        offsets.append(offset)
+        broken = flow.reasons if flow is not None and not all(gain.is_finite for gain in (*gains, offset)) else ()
+        reasons.append(broken)
+        for source, gain in zip(sources, gains, strict=True):
+            step = ledger.add("gain", f"{source} -> {output}", "paths over the region tree", gain, offset=offset, operands=steps)
+            own = broken if not (gain.is_finite and offset.is_finite) else ()
+            matrix[source, output] = Bound(gain, offset, "paths", own, step)
+    slope = matrix_norm(rows, norm) if sources else ZERO
+    offset = combine(offsets, norm)
+    operands = [bound.step for bound in matrix.values() if bound.step is not None]
+    step = ledger.add("gain", "all sources -> all outputs", f"{norm} norm of the matrix of gains", slope, offset=offset, operands=operands)
+    return Bound(slope, offset, "paths", merged(reasons), step), matrix
+
+

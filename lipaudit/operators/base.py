@@ -25,7 +25,7 @@ from lipaudit.operators.range import Range
 if TYPE_CHECKING:
     from lipaudit.bounds.operator import LinearOperator
 
-__all__ = ["Finite", "Gain", "Rule", "Site", "Unbounded", "Unknown"]
+__all__ = ["Finite", "Gain", "Rule", "Site", "Unbounded", "Unknown", "joint_flow", "scaled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +162,14 @@ class Rule(ABC):
         Override where parts survive (elementwise maps, Concat, Split, Slice, movement) or where inputs touch disjoint
         parts of the output (Concat, Where with a fixed mask, Max).
         """
-        parts = [scaled(site, flow, gain, norm) for flow, gain in zip(flows, gains, strict=True) if flow is not None and gain is not None]
-        joint = total(parts)
-        return tuple(joint for _ in site.outputs)
+        return joint_flow(site, flows, gains, norm)
+
+
+def joint_flow(site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
+    """Every output moves at most as the sum of the contributions of all moving inputs (see :meth:`Rule.flow`)."""
+    parts = [scaled(site, flow, gain, norm) for flow, gain in zip(flows, gains, strict=True) if flow is not None and gain is not None]
+    joint = total(parts)
+    return tuple(joint for _ in site.outputs)
 
 
 def scaled(site: Site, flow: Flow, gain: Gain, norm: Norm, *, keep_parts: bool = False) -> Flow:

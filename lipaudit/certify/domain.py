@@ -1,0 +1,120 @@
+"""Where a certificate holds: all reals, or a box per source.
+
+The box that the user writes in decimals is enclosed *outward* in doubles for the certificate, and *inward* for the search of
+inputs, so that every measured pair lies in the domain that the certificate speaks of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipaudit import records
+from lipaudit.errors import UsageError
+from lipaudit.operators.range import Range, reals
+from lipaudit.topology.sources import Source
+
+__all__ = ["Box", "Domain", "parse_boxes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """``lo <= x <= hi`` for every element, exact rationals, with the text the user wrote."""
+
+    lo: Fraction
+    hi: Fraction
+    lo_text: str
+    hi_text: str
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Boxes by source label; a source without one ranges over all reals (or over its embedding table)."""
+
+    boxes: Mapping[str, Box]
+
+    @property
+    def kind(self) -> str:
+        """ "reals" or "box"."""
+        return "box" if self.boxes else "reals"
+
+    def check(self, sources: Sequence[Source], where: str) -> None:
+        """Raise :class:`UsageError` if a box names no source."""
+        names = [source.label for source in sources]
+        for name in self.boxes:
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise UsageError(f"--input names {name!r}, which is not a source of this model (sources: {known}).", where=where)
+
+    def outer(self, source: Source) -> Range | None:
+        """The range to certify on; None where the box says nothing (embedding tables speak for themselves)."""
+        box = self.boxes.get(source.label)
+        shape = source.value.shape
+        if shape is None:
+            return None
+        if box is None:
+            return reals(shape) if source.kind == "input" else None
+        return Range(shape, np.asarray(_below(box.lo)), np.asarray(_above(box.hi)))
+
+    def inner(self, sources: Sequence[Source]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """The boxes to search in, by value name: the largest boxes with float32 ends inside what the user wrote."""
+        found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        for source in sources:
+            box = self.boxes.get(source.label)
+            if box is not None:
+                found[source.value.name] = (np.asarray(_float32_above(box.lo)), np.asarray(_float32_below(box.hi)))
+        return found
+
+    def record(self, notes: Sequence[str] = ()) -> records.Domain:
+        """For the report."""
+        boxes = [records.InputBox(name, box.lo_text, box.hi_text) for name, box in self.boxes.items()]
+        return records.Domain(kind="box" if boxes else "reals", boxes=boxes, notes=list(notes))
+
+
+def parse_boxes(texts: Sequence[str]) -> Domain:
+    """``NAME=LO:HI`` each, decimals or fractions; raises :class:`UsageError` that names the offending text."""
+    boxes: dict[str, Box] = {}
+    for text in texts:
+        name, equals, ends = text.rpartition("=")
+        lo_text, colon, hi_text = ends.partition(":")
+        if not (name and equals and colon):
+            raise UsageError(f"--input {text!r} is not of the form NAME=LO:HI, for example x=0:1.")
+        try:
+            lo, hi = Fraction(lo_text.strip()), Fraction(hi_text.strip())
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(f"--input {text!r}: {lo_text!r} and {hi_text!r} must be decimal numbers.") from None
+        if lo > hi:
+            raise UsageError(f"--input {text!r}: the lower end lies above the upper end.")
+        if name in boxes:
+            raise UsageError(f"--input gives {name!r} twice.")
+        if max(abs(lo), abs(hi)) > Fraction(10) ** 300:
+            raise UsageError(f"--input {text!r}: the ends must lie within 1e300.")
+        boxes[name] = Box(lo, hi, lo_text.strip(), hi_text.strip())
+    return Domain(boxes)
+
+
+def _below(x: Fraction) -> float:
+    nearest = float(x)
+    return nearest if Fraction(nearest) <= x else math.nextafter(nearest, -math.inf)
+
+
+def _above(x: Fraction) -> float:
+    nearest = float(x)
+    return nearest if Fraction(nearest) >= x else math.nextafter(nearest, math.inf)
+
+
+def _float32_above(x: Fraction) -> float:
+    """The smallest float32 that is not below ``x``."""
+    nearest = np.float32(max(min(float(x), 3.0e38), -3.0e38))
+    return float(nearest if Fraction(float(nearest)) >= x else np.nextafter(nearest, np.float32(np.inf)))
+
+
+def _float32_below(x: Fraction) -> float:
+    """The largest float32 that is not above ``x``."""
+    nearest = np.float32(max(min(float(x), 3.0e38), -3.0e38))
+    return float(nearest if Fraction(float(nearest)) <= x else np.nextafter(nearest, np.float32(-np.inf)))

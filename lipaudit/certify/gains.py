@@ -1,0 +1,298 @@
+"""Gains over the region tree: from each entry of a region to its exit, then from the sources to the outputs.
+
+A region with one exit is certified by itself: its entries move freely on their own range, the partition calculus
+(``operators.flow``) carries them to the exit. Its parent sees it as one map, so gains multiply along the spine and add at
+joins: ``gain(v <- s) <= gain(v <- w) * gain(w <- s)`` for any cut w. The best of the methods wins, region by region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lipaudit.bounds.chain import compose
+from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Norm, Upper, combine, matrix_norm
+from lipaudit.certify.cuts import atoms
+from lipaudit.certify.ledger import Ledger
+from lipaudit.certify.node_gains import NodeGains
+from lipaudit.graph.ir import Graph, Node
+from lipaudit.operators.base import Finite, Rule, Site, joint_flow
+from lipaudit.operators.catalogue import Catalogue
+from lipaudit.operators.flow import Flow, Reason, Row, flatten, identity, merged, total
+from lipaudit.topology import Region
+
+__all__ = ["Bound", "Entry", "RegionBound", "Tree", "preorder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """``|df| <= slope |dx| + offset``, how it was had, and the step of the derivation that says so."""
+
+    slope: Upper
+    offset: Upper
+    method: str
+    reasons: tuple[Reason, ...] = ()
+    step: int | None = None
+
+    @property
+    def status(self) -> str:
+        """ "finite", "unbounded" (no constant exists or is provable) or "unknown" (no rule applies)."""
+        if self.slope.is_finite and self.offset.is_finite:
+            return "finite"
+        return "unknown" if any(reason.status == "unknown" for reason in self.reasons) else "unbounded"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One way into a region, with what is known of the region beyond it."""
+
+    value: str
+    bound: Bound
+
+
+@dataclass
+class RegionBound:
+    """What is certified about one region.
+
+    ``entries`` hold the gain from each entry alone; ``joint`` from all together. ``before`` is the certified gain from the
+    sources to the entries (jointly), ``after`` from the exit to the outputs.
+    """
+
+    region: Region
+    entries: tuple[Entry, ...]
+    joint: Bound
+    before: Upper = INFINITE
+    after: Upper = INFINITE
+    inner: dict[str, Upper] = field(default_factory=dict)
+
+
+_Item = Node | Region
+
+
+class Tree:
+    """Certifies every region of a tree, leaves first, and the whole graph last (no recursion: trees may be deep)."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        root: Region,
+        sites: Mapping[str, Site],
+        gains: Mapping[str, NodeGains],
+        catalogue: Catalogue,
+        norm: Norm,
+        ledger: Ledger,
+    ) -> None:
+        self.graph = graph
+        self.root = root
+        self.norm: Norm = norm
+        self.ledger = ledger
+        self.bounds: dict[str, RegionBound] = {}
+        self._sites = sites
+        self._gains = gains
+        self._rules: dict[str, Rule | None] = {node.name: catalogue.rule(node) for node in graph.nodes}
+        self._nodes = {node.name: node for node in graph.nodes}
+        self._order = {node.name: i for i, node in enumerate(graph.nodes)}
+        self._level_of: dict[str, str] = {}
+        self._moving = frozenset(name for site in sites.values() for name, moves in zip(site.node.inputs, site.moving, strict=True) if moves)
+
+    # ------------------------------------------------------------------ the tree
+
+    def certify(self, sources: Sequence[str], outputs: Sequence[str]) -> tuple[dict[str, Flow], list[int]]:
+        """Flows of all values at the root's level from ``sources`` (one part each), after certifying every region."""
+        for region in reversed(preorder(self.root)):
+            if region is not self.root:
+                self.bounds[region.path] = self._region(region)
+        start = {name: identity(len(sources)).single(identity(len(sources)).rows[i]) for i, name in enumerate(sources)}
+        items = self._items(self.root)
+        flows, steps = self._propagate(items, start)
+        self._forward(flows)
+        self._backward(outputs)
+        return flows, steps
+
+    def _region(self, region: Region) -> RegionBound:
+        """Certify one region whose children are certified."""
+        items = self._items(region)
+        entries = region.entries
+        cut = atoms(self.graph, [item for item in items if isinstance(item, Node)], entries[0]) if len(entries) == 1 else None
+        if cut is not None:
+            start = {entries[0]: identity(len(cut.sizes), cut.sizes, cut.axis)}
+            columns = [range(len(cut.sizes))]
+        else:
+            unit = identity(len(entries))
+            start = {name: unit.single(unit.rows[i]) for i, name in enumerate(entries)}
+            columns = [range(i, i + 1) for i in range(len(entries))]
+        flows, steps = self._propagate(items, start)
+        exit_flow = flows.get(region.exit)
+        found: list[Entry] = []
+        for name, parts in zip(entries, columns, strict=True):
+            found.append(Entry(name, self._bound(region, name, exit_flow, list(parts), steps)))
+        joint = found[0].bound if len(found) == 1 else self._bound(region, "all entries", exit_flow, None, steps)
+        if len(found) == 1:
+            composed = self._affine(region, items, steps)
+            if composed is not None and (joint.status != "finite" or composed.slope < joint.slope):
+                joint = composed
+                found = [Entry(entries[0], composed)]
+        bound = RegionBound(region, tuple(found), joint)
+        for below in self._level(region):
+            self._level_of[below.path] = region.path
+            bound.inner[below.path] = self._reach(below, flows)
+        return bound
+
+    def _level(self, region: Region) -> list[Region]:
+        """Regions whose entries are values of this level: children, and what lies in children that are no maps."""
+        found: list[Region] = []
+        stack = list(region.children)
+        while stack:
+            child = stack.pop()
+            found.append(child)
+            if not self._is_map(child):
+                stack.extend(child.children)
+        return found
+
+    def _reach(self, region: Region, flows: Mapping[str, Flow]) -> Upper:
+        """Gain from the start of a level to the entries of a region, jointly."""
+        return combine([flatten(flows[name], self.norm).gain(self.norm) for name in region.entries if name in flows], self.norm)
+
+    def _bound(self, region: Region, entry: str, flow: Flow | None, parts: list[int] | None, steps: list[int]) -> Bound:
+        if flow is None:
+            return Bound(ZERO, ZERO, "does not move")
+        if parts is None:
+            slope = flow.gain(self.norm)
+        else:
+            slope = matrix_norm([[row.gains[j] for j in parts] for row in flow.rows], self.norm)
+        offset = flow.offset(self.norm)
+        evidence = {"entry": entry, "exit": region.exit, "kind": region.kind}
+        rule = "sums and products of gains over the region (partition calculus)"
+        step = self.ledger.add("region gain", region.path, rule, slope, offset=offset, operands=steps, evidence=evidence)
+        reasons = () if slope.is_finite and offset.is_finite else flow.reasons
+        return Bound(slope, offset, "paths", reasons, step)
+
+    def _affine(self, region: Region, items: Sequence[_Item], steps: list[int]) -> Bound | None:
+        """The norm of a chain of linear operators as one operator, where the region is such a chain."""
+        if len(items) < 2 or not all(isinstance(item, Node) for item in items):
+            return None
+        value = region.entries[0]
+        operators = []
+        for item in items:
+            assert isinstance(item, Node)
+            site, rule = self._sites[item.name], self._rules[item.name]
+            moving = [i for i, moves in enumerate(site.moving) if moves]
+            if rule is None or len(moving) != 1 or item.inputs[moving[0]] != value or len(item.outputs) != 1:
+                return None
+            if not isinstance(self._gains[item.name].gains[moving[0]], Finite):
+                return None
+            operator = rule.linear(site, moving[0])
+            if operator is None:
+                return None
+            operators.append(operator)
+            value = item.outputs[0]
+        if value != region.exit:
+            return None
+        verified = compose(operators).norm(self.norm)
+        evidence = {"entry": region.entries[0], "exit": region.exit, "kind": region.kind, **verified.evidence}
+        step = self.ledger.add("region gain", region.path, f"affine chain as one operator: {verified.method}", verified.upper, operands=steps, evidence=evidence)
+        return Bound(verified.upper, ZERO, f"affine chain: {verified.method}", (), step)
+
+    # ------------------------------------------------------------------ one level
+
+    def _items(self, region: Region) -> list[_Item]:
+        """Nodes and child regions of one level in an order in which each comes after what it reads.
+
+        A child stands where its last node stands: what it reads comes before that, what reads its exit after.
+        """
+        placed: list[tuple[int, _Item]] = []
+        inside: set[str] = set()
+        stack = list(region.children)
+        while stack:
+            child = stack.pop()
+            if self._is_map(child):
+                placed.append((max(self._order[name] for name in child.nodes), child))
+                inside.update(child.nodes)
+            elif child.children:
+                stack.extend(child.children)
+        placed.extend((self._order[name], self._nodes[name]) for name in region.nodes if name not in inside)
+        return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
+
+    def _is_map(self, region: Region) -> bool:
+        """True if nothing but its exit is seen outside, so that a parent may treat it as one map of its entries."""
+        if len(region.nodes) < 2 or not region.entries:
+            return False
+        names = set(region.nodes)
+        seen = {
+            output
+            for name in region.nodes
+            for output in self._nodes[name].outputs
+            if output in self._moving and any(user.name not in names for user in self.graph.consumers.get(output, ()))
+        }
+        leaving = {output for name in region.nodes for output in self._nodes[name].outputs if output in self.graph.outputs}
+        return (seen | leaving) <= {region.exit}
+
+    def _propagate(self, items: Sequence[_Item], start: Mapping[str, Flow]) -> tuple[dict[str, Flow], list[int]]:
+        """Flows of all values on one level, and the derivation steps that they rest on."""
+        flows = dict(start)
+        steps: list[int] = []
+        for item in items:
+            if isinstance(item, Region):
+                bound = self.bounds[item.path]
+                parts = [self._through(entry.bound, flows[entry.value]) for entry in bound.entries if entry.value in flows]
+                if parts:
+                    flows[item.exit] = total(parts)
+                    steps.extend(entry.bound.step for entry in bound.entries if entry.bound.step is not None)
+                continue
+            moved = [flows.get(name) if name else None for name in item.inputs]
+            if all(flow is None for flow in moved):
+                continue
+            asked = self._gains[item.name]
+            steps.extend(asked.steps)
+            rule, site = self._rules[item.name], self._sites[item.name]
+            gains = tuple(gain if flow is not None else None for gain, flow in zip(asked.gains, moved, strict=True))
+            results = joint_flow(site, moved, gains, self.norm) if rule is None else rule.flow(site, moved, gains, self.norm)
+            for name, flow in zip(item.outputs, results, strict=False):
+                if name and name not in start:
+                    flows[name] = flow
+        return flows, steps
+
+    def _through(self, bound: Bound, flow: Flow) -> Flow:
+        moved = flatten(flow, self.norm).scaled(bound.slope, bound.offset)
+        if bound.status == "finite":
+            return moved
+        return Flow(moved.rows, reasons=merged((moved.reasons, bound.reasons)))
+
+    # ------------------------------------------------------------------ the profile along depth
+
+    def _forward(self, flows: Mapping[str, Flow]) -> None:
+        """``before`` of every region: from the sources to its entries."""
+        for region in self._level(self.root):
+            self.bounds[region.path].before = self._reach(region, flows)
+        for region in preorder(self.root):
+            above = self.bounds.get(self._level_of.get(region.path, ""))
+            if above is not None:
+                self.bounds[region.path].before = above.inner[region.path] * above.before
+
+    def _backward(self, outputs: Sequence[str]) -> None:
+        """``after`` of every region: from its exit to the outputs, paths added (an upper bound)."""
+        reach: dict[str, Upper] = dict.fromkeys(outputs, ONE)
+        for node in reversed(self.graph.nodes):
+            onward = [reach[name] for name in node.outputs if name in reach]
+            if not onward:
+                continue
+            beyond = combine(onward, self.norm)
+            for name, gain in zip(node.inputs, self._gains[node.name].gains if node.name in self._gains else (), strict=False):
+                if gain is None:
+                    continue
+                slope = gain.slope if isinstance(gain, Finite) else INFINITE
+                reach[name] = reach.get(name, ZERO) + slope * beyond
+        for region in preorder(self.root):
+            if region.path in self.bounds:
+                self.bounds[region.path].after = reach.get(region.exit, ZERO)
+
+
+def preorder(root: Region) -> list[Region]:
+    """All regions, parents before children."""
+    found: list[Region] = []
+    stack = [root]
+    while stack:
+        region = stack.pop()
+        found.append(region)
+        stack.extend(reversed(region.children))
+    return found

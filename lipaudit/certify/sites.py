@@ -1,0 +1,33 @@
+"""Sites: what each rule sees of its node, made once for the whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+
+from lipaudit.graph.ir import Graph, Node
+from lipaudit.operators.base import Site
+
+__all__ = ["shape_problem", "sites_of"]
+
+
+def sites_of(graph: Graph, moving: Set[str]) -> Mapping[str, Site]:
+    """A :class:`Site` for every node of ``graph``, by node name. ``moving``: values that depend on a source."""
+    return {node.name: _site(graph, node, moving) for node in graph.nodes}
+
+
+def _site(graph: Graph, node: Node, moving: Set[str]) -> Site:
+    return Site(
+        node=node,
+        inputs=tuple(graph.value(name) if name else None for name in node.inputs),
+        outputs=tuple(graph.value(name) if name else None for name in node.outputs),
+        constants=tuple(graph.constants.get(name) if name else None for name in node.inputs),
+        moving=tuple(name in moving for name in node.inputs),
+    )
+
+
+def shape_problem(site: Site) -> str | None:
+    """Why a rule cannot be asked at all: a value without a static shape; None if all is known."""
+    for value in (*site.inputs, *site.outputs):
+        if value is not None and value.shape is None:
+            return f"the shape of {value.name!r} is not known statically"
+    return None

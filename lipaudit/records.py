@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 __all__ = [
-    "Audit", "Certified", "Cited", "Domain", "Finding", "InputBox", "MatrixEntry", "Measured", "Model", "OperatorUse",
+    "Audit", "Certified", "Cited", "Contradiction", "Domain", "Finding", "InputBox", "MatrixEntry", "Measured", "Model", "OperatorUse",
     "Provenance", "ReasonRecord", "Region", "Severity", "Skipped", "Step", "TensorType",
 ]  # fmt: skip
 
@@ -203,6 +203,14 @@ class Provenance(Record):
     options: dict[str, Any]
 
 
+class Contradiction(Record):
+    """A measured gain above a certified bound: one of the two is wrong, and lipaudit has a bug (exit 4)."""
+
+    where: str
+    certified: str
+    measured: str
+
+
 class Audit(Record):
     """Everything that one audit found; renderers only format it.
 
@@ -223,3 +231,4 @@ class Audit(Record):
     derivation: list[Step]
     provenance: Provenance
     user_rules: list[str] = []
+    contradictions: list[Contradiction] = []

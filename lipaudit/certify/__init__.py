@@ -40,6 +40,10 @@ class Certificate:
     outputs: tuple[str, ...]
     steps: Sequence[Step]
 
+    def borders(self) -> list[tuple[str, tuple[str, ...], str]]:
+        """``(path, entries, exit)`` of every region, for the measurement of each region's own gain."""
+        return [(path, bound.region.entries, bound.region.exit) for path, bound in self.regions.items()]
+
 
 def certify(
     topology: Topology, catalogue: Catalogue, domain: Domain, norm: Norm, progress: Callable[[float], None] | None = None

@@ -1,0 +1,217 @@
+"""From what the stages found to the one immutable :class:`lipaudit.records.Audit` that every renderer reads."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from lipaudit import records
+from lipaudit.bounds.scalar import ONE, Upper
+from lipaudit.certify import Bound, Certificate
+from lipaudit.certify.domain import Domain
+from lipaudit.graph.load import Loaded
+from lipaudit.operators.catalogue import Catalogue
+from lipaudit.options import Options
+from lipaudit.resources import rules_dir
+from lipaudit.topology import Region, Topology
+from lipaudit.validate import Measurement, Measurements
+
+__all__ = ["assemble"]
+
+SCHEMA = "lipaudit.audit/1"
+_LIBRARIES = ("ml-dtypes", "networkx", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "python-flint", "scipy")
+
+
+def assemble(
+    loaded: Loaded,
+    topology: Topology,
+    catalogue: Catalogue,
+    certificate: Certificate,
+    measurements: Measurements | None,
+    findings: Sequence[records.Finding],
+    domain: Domain,
+    options: Options,
+) -> records.Audit:
+    """One record of everything. Pure: it computes nothing but text and shares."""
+    seen = measurements
+    return records.Audit(
+        schema=SCHEMA,
+        model=_model(loaded, topology),
+        domain=domain.record(_notes(topology)),
+        norm=options.norm,  # type: ignore[arg-type]
+        certified=_certified(certificate.headline),
+        measured=_measured(None if seen is None else seen.headline),
+        matrix=[
+            records.MatrixEntry(
+                source=_label(topology, source),
+                output=output,
+                certified=_certified(bound),
+                measured=_measured(None if seen is None else seen.matrix.get((source, output))),
+            )
+            for (source, output), bound in certificate.matrix.items()
+        ],
+        regions=_regions(topology, certificate, seen),
+        operators=_operators(topology, catalogue, certificate),
+        skipped=_skipped(topology, catalogue, certificate),
+        findings=list(findings),
+        derivation=list(certificate.steps),
+        provenance=_provenance(catalogue, options, seen),
+        user_rules=[str(path) for path in catalogue.user_files],
+    )
+
+
+def _label(topology: Topology, name: str) -> str:
+    return next((source.label for source in topology.sources if source.value.name == name), name)
+
+
+def _model(loaded: Loaded, topology: Topology) -> records.Model:
+    graph = topology.simplified
+    names = {source.value.name for source in topology.sources}
+    inputs = [records.TensorType(v.name, v.dtype, None if v.shape is None else list(v.shape), v.name in names) for v in graph.inputs]
+    inputs += [
+        records.TensorType(s.label, s.value.dtype, None if s.value.shape is None else list(s.value.shape), True)
+        for s in topology.sources
+        if s.kind != "input"
+    ]
+    outputs = [graph.value(name) for name in graph.outputs]
+    return records.Model(
+        path=loaded.path,
+        sha256=loaded.sha256,
+        nodes=loaded.nodes,
+        parameters=loaded.parameters,
+        opset=dict(sorted(graph.opsets.items())),
+        inputs=inputs,
+        outputs=[records.TensorType(v.name, v.dtype, None if v.shape is None else list(v.shape)) for v in outputs],
+        pinned_dims=dict(graph.pinned),
+        ir_version=loaded.ir_version,
+        producer=loaded.producer,
+    )
+
+
+def _notes(topology: Topology) -> list[str]:
+    notes: list[str] = []
+    for source in topology.sources:
+        if source.kind == "embedding":
+            notes.append(f"{source.label}: gains start at the embedding output {source.value.name!r}; its rows are those of the table")
+    for symbol, size in topology.simplified.pinned.items():
+        notes.append(f"dimension {symbol} pinned to {size}")
+    return notes
+
+
+def _certified(bound: Bound) -> records.Certified:
+    finite = bound.status == "finite"
+    return records.Certified(
+        status=bound.status,  # type: ignore[arg-type]
+        upper=bound.slope.decimal() if finite else None,
+        log10=_finite(bound.slope.log10()) if finite else None,
+        offset=bound.offset.decimal() if finite else None,
+        method=bound.method,
+        reasons=[] if finite else [records.ReasonRecord(r.node, r.op, r.reason, r.status) for r in bound.reasons],  # type: ignore[arg-type]
+        step=bound.step,
+    )
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def _measured(found: Measurement | None) -> records.Measured:
+    if found is None:
+        return records.Measured(status="not-measured", reason="not asked for")
+    return found.record()
+
+
+def _regions(topology: Topology, certificate: Certificate, seen: Measurements | None) -> list[records.Region]:
+    """The tree of records, built from the leaves up (no recursion: trees may be deep)."""
+    order: list[Region] = []
+    stack = list(reversed(topology.root.children))
+    while stack:
+        region = stack.pop()
+        order.append(region)
+        stack.extend(reversed(region.children))
+    logs = {region.path: _log(certificate.regions[region.path].joint.slope) for region in order}
+    leaves = math.fsum(logs[region.path] for region in order if not region.children)
+    made: dict[str, records.Region] = {}
+    for region in reversed(order):
+        found = certificate.regions[region.path]
+        made[region.path] = records.Region(
+            path=region.path,
+            kind=region.kind,
+            nodes=list(region.nodes),
+            entries=list(region.entries),
+            exit=region.exit,
+            certified=_certified(found.joint),
+            measured=_measured(None if seen is None else seen.regions.get(region.path)),
+            facts=dict(region.facts),
+            children=[made[child.path] for child in region.children],
+            before_log10=_finite(found.before.log10()),
+            after_log10=_finite(found.after.log10()),
+            share=logs[region.path] / leaves if leaves > 0 and not region.children else None,
+            reason=region.reason,
+        )
+    return [made[child.path] for child in topology.root.children]
+
+
+def _log(gain: Upper) -> float:
+    """Positive log10 gain; regions that do not amplify, and those without a finite gain, have no share."""
+    return gain.log10() if gain.is_finite and ONE < gain else 0.0
+
+
+def _operators(topology: Topology, catalogue: Catalogue, certificate: Certificate) -> list[records.OperatorUse]:
+    counts = Counter(node.kind for node in topology.graph.nodes)
+    moving = {node.kind for node in topology.graph.nodes if any(certificate.sites[node.name].moving)}
+    uses: list[records.OperatorUse] = []
+    for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        entry = catalogue.entry(kind)
+        if entry is not None:
+            uses.append(records.OperatorUse(kind, count, entry.describe()))
+        else:
+            cost = "what depends on it is unknown" if kind in moving else "none: it is not on the data path"
+            uses.append(records.OperatorUse(kind, count, "none", catalogue.refusal(kind) or cost))
+    return uses
+
+
+def _skipped(topology: Topology, catalogue: Catalogue, certificate: Certificate) -> list[records.Skipped]:
+    skipped: list[records.Skipped] = []
+    for node in topology.graph.nodes:
+        if catalogue.entry(node.kind) is None:
+            moves = any(certificate.sites[node.name].moving)
+            cost = "gains through it are unknown" if moves else "none: it is not on the data path"
+            skipped.append(records.Skipped(node.name, node.kind, catalogue.refusal(node.kind) or "no rule for this operator", cost))
+    return skipped
+
+
+def _provenance(catalogue: Catalogue, options: Options, seen: Measurements | None) -> records.Provenance:
+    return records.Provenance(
+        lipaudit=_version("lipaudit") or "0+unknown",
+        rules=_version("lipaudit") or "0+unknown",
+        ruleset_sha256=ruleset_sha256(rules_dir(), catalogue.user_files),
+        libraries={name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+        device="none" if seen is None else seen.device,
+        seed=options.seed,
+        options=options.record,
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def ruleset_sha256(folder: Path, user_files: Sequence[Path] = ()) -> str:
+    """Hash of every rule file, by relative name and content: which rules an audit was made with."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in user_files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+

@@ -1,0 +1,128 @@
+"""The straight line from a model file to an audit: one call a stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lipaudit.assemble import assemble
+from lipaudit.bounds.scalar import Norm
+from lipaudit.certify import certify
+from lipaudit.certify.domain import Domain, parse_boxes
+from lipaudit.errors import UsageError
+from lipaudit.graph.load import load
+from lipaudit.graph.simplify import simplify
+from lipaudit.judge import judge
+from lipaudit.operators.catalogue import Catalogue
+from lipaudit.options import EFFORTS, NORMS, Options
+from lipaudit.records import Audit
+from lipaudit.topology import recognise
+from lipaudit.validate import BUDGETS, validate
+
+__all__ = ["audit"]
+
+Progress = Callable[[str, float], None]
+
+
+def audit(
+    path: str | os.PathLike[str],
+    *,
+    boxes: Mapping[str, tuple[float | str, float | str]] | Sequence[str] = (),
+    dims: Mapping[str, int] | None = None,
+    norm: Norm = "l2",
+    effort: str = "normal",
+    measure: bool = True,
+    device: str = "auto",
+    seed: int = 0,
+    time_limit: float | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    rules: Sequence[str | os.PathLike[str]] = (),
+    progress: Progress | None = None,
+) -> Audit:
+    """Audit an exported ONNX model.
+
+    Parameters
+    ----------
+    path
+        ``.onnx`` or ``.onnx.gz`` file; ``"-"`` reads standard input.
+    boxes
+        Domain of float inputs, ``{name: (lo, hi)}`` (same units as the input; decimals as text are taken exactly) or
+        texts ``"name=lo:hi"``. Inputs without a box range over all reals.
+    dims
+        Sizes of symbolic dimensions by symbol, or ``"input[axis]"``.
+    norm
+        "l2", "l1" or "linf", on flattened inputs and outputs alike.
+    effort
+        "quick", "normal" or "thorough": how long the search for a large measured gain goes on (counted in evaluations).
+    measure
+        False skips the search: the certified half alone.
+    device
+        "auto", "cpu" or "cuda" for the measured half.
+    seed
+        Seed of the search; equal seeds give equal audits.
+    time_limit
+        Seconds after which the search stops early (a safety net; results then depend on the machine).
+    select, ignore
+        Codes or prefixes of guidelines ("LIP2") to report or to leave out.
+    rules
+        Folders with further rules (``operators/``, ``guidelines/``), later ones override earlier ones.
+    progress
+        Called as ``progress(stage, fraction)``.
+
+    Returns
+    -------
+    Audit
+        Certified numbers are decimal strings rounded up, measured ones rounded down; gains are output units per input unit.
+
+    Raises
+    ------
+    UsageError
+        An option makes no sense (exit code 2).
+    ModelError
+        The model cannot be read or audited (exit code 3).
+    """
+    tell = progress or (lambda stage, fraction: None)
+    domain = _domain(boxes)
+    options = Options.of(
+        domain=domain, dims=dict(dims or {}), norm=_choice("norm", norm, NORMS), effort=_choice("effort", effort, EFFORTS),
+        measure=measure, device=device, seed=seed, time_limit=time_limit, select=list(select), ignore=list(ignore),
+    )  # fmt: skip
+    catalogue = Catalogue.load([Path(folder) for folder in rules])
+    tell("load", 0.0)
+    loaded = load(os.fspath(path))
+    tell("simplify", 0.0)
+    graph = simplify(loaded.graph, options.dims)
+    tell("recognise", 0.0)
+    topology = recognise(graph)
+    domain.check(topology.sources, loaded.path)
+    tell("certify", 0.0)
+    certificate = certify(topology, catalogue, domain, norm, lambda fraction: tell("certify", fraction))
+    measurements = None
+    if measure:
+        tell("measure", 0.0)
+        measurements = validate(
+            graph, topology.sources, domain.inner(topology.sources), regions=certificate.borders(), outputs=certificate.outputs,
+            norm=norm, budget=BUDGETS[effort], device=device, seed=seed, time_limit=time_limit,
+            progress=lambda fraction: tell("measure", fraction),
+        )  # fmt: skip
+    tell("judge", 0.0)
+    findings = judge(topology, certificate, measurements, rules=[Path(folder) for folder in rules], select=select, ignore=ignore)
+    return assemble(loaded, topology, catalogue, certificate, measurements, findings, domain, options)
+
+
+def _domain(boxes: Mapping[str, tuple[float | str, float | str]] | Sequence[str]) -> Domain:
+    if isinstance(boxes, Mapping):
+        return parse_boxes([f"{name}={_text(lo)}:{_text(hi)}" for name, (lo, hi) in boxes.items()])
+    return parse_boxes(boxes)
+
+
+def _text(end: float | str) -> str:
+    return end if isinstance(end, str) else repr(float(end))
+
+
+def _choice(flag: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise UsageError(f"{value!r} is not a value of {flag}; choose one of {', '.join(known)}.")
+    return value

@@ -1,0 +1,59 @@
+"""``lipaudit doctor``: is this installation able to do what it promises?"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from scipy.linalg.lapack import dpotrf
+
+from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.scalar import Lower
+from lipaudit.operators.catalogue import Catalogue
+from lipaudit.resources import rules_dir
+from lipaudit.validate.session import probe
+
+__all__ = ["report"]
+
+_LIBRARIES = ("onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "scipy", "networkx", "python-flint", "msgspec", "typer", "jinja2")
+
+
+def report() -> tuple[str, bool]:
+    """The text to print, and whether everything needed works."""
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    healthy = True
+    found: dict[str, str] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+            lines.append(f"{name} {found[name]}")
+        except PackageNotFoundError:
+            continue
+    if "onnxruntime" in found and "onnxruntime-gpu" in found:
+        healthy = False
+        lines.append("PROBLEM both onnxruntime and onnxruntime-gpu are installed; they overwrite each other: uninstall both, then install one.")
+    if "onnxruntime" not in found and "onnxruntime-gpu" not in found:
+        healthy = False
+        lines.append("PROBLEM no onnxruntime: nothing can be measured; install lipaudit's dependencies again.")
+    for ok, text in (*probe(), _numerical_model(), _catalogue()):
+        healthy = healthy and ok
+        lines.append(("ok      " if ok else "PROBLEM ") + text)
+    return "\n".join(lines), healthy
+
+
+def _numerical_model() -> tuple[bool, str]:
+    """The certificates need IEEE doubles in BLAS and LAPACK: no flush of NaN pivots, error of inner products within gamma_k."""
+    failed = dpotrf(np.array([[1.0, 2.0], [2.0, 1.0]]), lower=1)[1]
+    if failed == 0:
+        return False, "LAPACK's Cholesky accepts an indefinite matrix: certified norms would be wrong on this machine"
+    hilbert = 1.0 / (np.arange(24)[:, None] + np.arange(24)[None, :] + 1.0)
+    bound = dense_norm(hilbert, "l2")
+    if Lower("1.867").exceeds(bound.upper) or not bound.upper.is_finite:
+        return False, f"the certified norm of a Hilbert matrix is {bound.upper}: linear algebra does not round as it must"
+    return True, f"linear algebra: verified Cholesky works (Hilbert 24: {bound.upper.decimal(10)})"
+
+
+def _catalogue() -> tuple[bool, str]:
+    catalogue = Catalogue.load()
+    return True, f"rules: {len(catalogue.entries)} operators in {rules_dir()}"

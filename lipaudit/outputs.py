@@ -1,0 +1,103 @@
+"""Where an audit is written: ``-o FORMAT=PATH``. Everything is rendered first, then written under a temporary name and renamed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipaudit.errors import UsageError
+from lipaudit.records import Audit
+from lipaudit.report import FORMATS, render
+
+__all__ = ["Outputs", "parse_outputs", "write_file"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Pairs of format and path; the terminal summary goes to standard output unless something else does."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def write(self, model: str, audit: Audit) -> None:
+        """Render all formats, then write them. ``{model}`` in a path becomes the model's file name without suffix."""
+        stem = Path(model).name.removesuffix(".gz").removesuffix(".onnx") if model != "-" else "stdin"
+        pairs = [(name, path.replace("{model}", stem)) for name, path in self.pairs]
+        if not any(path == "-" for _, path in pairs):
+            pairs.insert(0, ("terminal", "-"))
+        rendered = [(name, path, render(name, audit, colour=path == "-" and _colour())) for name, path in pairs]
+        for name, path, text in rendered:
+            if path == "-":
+                sys.stdout.write(text if text.endswith("\n") else text + "\n")
+                sys.stdout.flush()
+            else:
+                write_file(Path(path), text)
+        shown = any(name == "terminal" and path == "-" for name, path in pairs)
+        if shown:
+            for name, path in pairs:
+                if path != "-":
+                    sys.stdout.write(f"{name} report: {path}\n")
+
+
+def parse_outputs(texts: Sequence[str], models: Sequence[str]) -> Outputs:
+    """Check every ``FORMAT=PATH`` before any work is done; raises :class:`UsageError`."""
+    pairs: list[tuple[str, str]] = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise UsageError(f"-o {text!r} is not of the form FORMAT=PATH, for example html=report.html.")
+        if name not in FORMATS:
+            raise UsageError(f"-o {text!r}: {name!r} is not a format; choose one of {', '.join(FORMATS)}.")
+        if path != "-":
+            _check_path(text, path, several=len(models) > 1)
+        pairs.append((name, path))
+    if sum(path == "-" for _, path in pairs) > 1:
+        raise UsageError("Only one output can go to standard output.")
+    return Outputs(tuple(pairs))
+
+
+def _check_path(text: str, path: str, *, several: bool) -> None:
+    target = Path(path)
+    if several and "{model}" not in path:
+        raise UsageError(f"-o {text!r}: with several models the path needs {{model}}, or the reports overwrite each other.")
+    if target.is_dir():
+        raise UsageError(f"-o {text!r}: {path} is a directory.")
+    folder = target.parent
+    if not folder.is_dir():
+        raise UsageError(f"-o {text!r}: the folder {folder} does not exist.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"-o {text!r}: the folder {folder} cannot be written.")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write under a temporary name in the same folder, then rename: a reader never sees half a file."""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _colour() -> bool:
+    """Colour only on a terminal, and as NO_COLOR / FORCE_COLOR ask."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,46 @@
+"""A progress bar on standard error, only on a terminal, only for work longer than a second."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Self
+
+__all__ = ["Bar"]
+
+_STAGES = {"load": 0.0, "simplify": 0.05, "recognise": 0.15, "certify": 0.2, "measure": 0.6, "judge": 0.97}
+_DELAY = 1.0
+
+
+class Bar:
+    """Shows the stage and how far it is; silent off a terminal."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+        self._visible = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self, stage: str, fraction: float) -> None:
+        """Callback for :func:`lipaudit.audit.audit`."""
+        if not self._visible or time.monotonic() - self._start < _DELAY:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(stage, total=1.0)
+        names = list(_STAGES)
+        begin = _STAGES[stage]
+        end = [*_STAGES.values(), 1.0][names.index(stage) + 1]
+        self._bar.update(self._task, description=stage, completed=begin + fraction * (end - begin))
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

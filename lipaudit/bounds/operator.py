@@ -62,6 +62,13 @@ class LinearOperator(ABC):
         ``slack`` is the relative excess that is asked for; it is a wish, not a promise.
         """
 
+    def underflow(self) -> Floats:
+        """Bound of what underflow alone adds to the error of ``apply`` (broadcasts to ``out_shape``).
+
+        A product that underflows is off by less than one smallest normal number; compositions amplify that.
+        """
+        return np.asarray(self.terms * 2.0**-1020)
+
     def enclose(self, lo: Floats, hi: Floats) -> tuple[Floats, Floats]:
         """Rigorous element intervals of the image of a box (arrays that broadcast to ``in_shape``, infinite ends allowed).
 
@@ -72,21 +79,22 @@ class LinearOperator(ABC):
         magnitude = self.magnitude()
         if open_ends.all():
             touched = magnitude.apply(np.ones(self.in_shape))
-            return np.where(touched > 0, -np.inf, 0.0), np.where(touched > 0, np.inf, 0.0)
+            return np.where(touched == 0, 0.0, -np.inf), np.where(touched == 0, 0.0, np.inf)
         with np.errstate(over="ignore", invalid="ignore"):
             centre = np.where(open_ends, 0.0, lo / 2 + hi / 2)
             radius = np.where(open_ends, 0.0, np.maximum(hi - centre, centre - lo))
-        radius = np.where(radius > 0, np.nextafter(radius * (1 + 2.0**-51), np.inf), 0.0)
-        gamma = (self.terms + 8) * 2.0**-52
-        image = self.apply(centre)
-        spread = magnitude.apply(radius + gamma * np.abs(centre)) * (1 + gamma)
-        spread = np.where(spread > 0, np.nextafter(spread + np.abs(image) * 2.0**-51, np.inf), 0.0)
-        # Products that underflow are off by less than one smallest normal number per term.
-        cushion = self.terms * 2.0**-1020
+            radius = np.where(radius > 0, np.nextafter(radius * (1 + 2.0**-51), np.inf), 0.0)
+            gamma = (self.terms + 8) * 2.0**-52
+            rounding = np.where(centre == 0, 0.0, np.nextafter(gamma * np.abs(centre), np.inf))
+            image = self.apply(centre)
+            spread = magnitude.apply(radius + rounding) * (1 + gamma)
+            # Not "spread > 0": inf * 0 inside a product is NaN, which must become the whole line and not a point.
+            spread = np.where(spread == 0, 0.0, np.nextafter(spread + np.abs(image) * 2.0**-51, np.inf))
         with np.errstate(over="ignore", invalid="ignore"):
+            cushion = self.underflow()
             low, high = image - spread - cushion, image + spread + cushion
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         if open_ends.any():
-            touched = magnitude.apply(open_ends.astype(np.float64)) > 0
+            touched = ~(magnitude.apply(open_ends.astype(np.float64)) == 0)
             low, high = np.where(touched, -np.inf, low), np.where(touched, np.inf, high)
         return low, high

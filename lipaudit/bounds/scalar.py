@@ -1,6 +1,6 @@
 """Certified scalars: upper and lower bounds with directed rounding and an unlimited exponent.
 
-The only file that imports flint. :class:`Upper` and :class:`Lower` are different types: the sum or product of two
+The only file that imports flint (``ball.py`` takes ``arb`` and ``ctx`` from here). :class:`Upper` and :class:`Lower` are different types: the sum or product of two
 uppers is an upper (all quantities here are >= 0), an upper cannot be mixed with a lower, ``bool()`` raises, and text is
 rounded outward. Values are stored as *exact* dyadic numbers (the outer end of an Arb ball), so comparisons are decided.
 """
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import total_ordering
+from numbers import Integral
 from typing import Literal, Self
 
 from flint import arb, ctx, fmpq, fmpz  # pyright: ignore[reportMissingTypeStubs]
@@ -26,17 +27,17 @@ ctx.prec = 128
 Number = float | int | Fraction | str
 
 
-def _ball(x: Number) -> arb:
+def enclose(x: Number) -> arb:
     """An Arb ball that contains ``x``; doubles, ints are exact, fractions and decimal strings are enclosed."""
     if isinstance(x, str):
         if "/" in x:
             top, bottom = x.split("/")
-            return _ball(top.strip()) / _ball(bottom.strip())
+            return enclose(top.strip()) / enclose(bottom.strip())
         return arb(x)
     if isinstance(x, Fraction):
         return arb(fmpq(fmpz(x.numerator), fmpz(x.denominator)))
-    if isinstance(x, int):
-        return arb(fmpz(x))
+    if isinstance(x, Integral):  # numpy integers too: float() would round those beyond 2**53 to nearest
+        return arb(fmpz(int(x)))
     return arb(float(x))
 
 
@@ -74,14 +75,18 @@ class _Bound:
     _up: bool = True
 
     def __init__(self, x: Number) -> None:
-        self._set(_ball(x))
+        self._set(enclose(x))
 
     def _set(self, ball: arb) -> None:
-        if ball.is_nan() or not (ball.is_finite() or ball.mid() > 0):
-            if ball.is_nan() or not self._up:
-                raise ValueError(f"a bound cannot be {ball}")
+        if ball.is_nan():
+            raise ValueError("a bound cannot be NaN")
         value = ball.upper() if self._up else ball.lower()
-        self._value = value if not value < 0 else arb(0)
+        if self._up and value < 0:
+            # Clipping to 0 would turn a forgotten abs() into a certified zero.
+            raise ValueError(f"an upper bound of a non-negative quantity cannot be {value}")
+        if not self._up and value > 0 and not value.is_finite():
+            raise ValueError("a lower bound must be finite")
+        self._value = arb(0) if value < 0 else value
 
     @classmethod
     def _of(cls, ball: arb) -> Self:
@@ -91,7 +96,7 @@ class _Bound:
 
     @classmethod
     def from_dyadic(cls, mantissa: int, exponent: int) -> Self:
-        """The exact value ``mantissa * 2**exponent``."""
+        """The exact value ``mantissa * 2**exponent`` (rounded outward if the mantissa has more than 128 bits)."""
         return cls._of(arb(fmpz(mantissa)) * arb(2) ** exponent)
 
     def __bool__(self) -> bool:
@@ -139,19 +144,19 @@ class _Bound:
             return math.inf
         if self.is_zero:
             return -math.inf
-        return _outward(self._value.log() / arb(10).log(), self._up)
+        return outward(self._value.log() / arb(10).log(), self._up)
 
     def __float__(self) -> float:
         """The nearest double on the safe side (inf if it does not fit)."""
         if not self.is_finite:
             return math.inf
-        return _outward(self._value, self._up)
+        return outward(self._value, self._up)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.decimal(8)})"
 
 
-def _outward(ball: arb, up: bool) -> float:
+def outward(ball: arb, up: bool) -> float:
     """A double >= (``up``) or <= every point of ``ball``."""
     end = ball.upper() if up else ball.lower()
     value = float(end)
@@ -168,6 +173,11 @@ class Upper(_Bound):
 
     __slots__ = ()
     _up = True
+
+    @classmethod
+    def above(cls, end: arb) -> Upper:
+        """The bound with the upper end of an Arb ball as its value."""
+        return cls._of(end)
 
     def __add__(self, other: Upper) -> Upper:
         _same(other, Upper)
@@ -190,6 +200,9 @@ class Upper(_Bound):
         return Upper._of(self._value / other._value)
 
     def __pow__(self, exponent: int) -> Upper:
+        """Power with an exponent >= 0 (a reciprocal needs a lower bound of the base)."""
+        if exponent < 0:
+            raise ValueError("a negative power of an upper bound is not an upper bound")
         return Upper._of(self._value**exponent) if self.is_finite else (ONE if exponent == 0 else INFINITE)
 
     def sqrt(self) -> Upper:

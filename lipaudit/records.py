@@ -23,7 +23,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all records: immutable, and unknown fields are an error when read back."""
 
 
-class TensorType(Record):
+class TensorType(Record, frozen=True):
     """A graph input or output after pinning; ``source`` says whether a gain is measured from it."""
 
     name: str
@@ -32,7 +32,7 @@ class TensorType(Record):
     source: bool = False
 
 
-class Model(Record):
+class Model(Record, frozen=True):
     """What was audited. ``nodes`` counts the file's nodes, ``parameters`` the elements of its float tensors."""
 
     path: str
@@ -47,7 +47,7 @@ class Model(Record):
     producer: str = ""
 
 
-class InputBox(Record):
+class InputBox(Record, frozen=True):
     """A box on one source: every element lies in [lo, hi] (decimal text as the user gave it)."""
 
     name: str
@@ -55,7 +55,7 @@ class InputBox(Record):
     hi: str
 
 
-class Domain(Record):
+class Domain(Record, frozen=True):
     """Where the certified numbers hold. ``notes`` name what else they depend on (embedding tables, pinned sizes)."""
 
     kind: Literal["reals", "box", "ball"]
@@ -64,7 +64,7 @@ class Domain(Record):
     notes: list[str] = []
 
 
-class ReasonRecord(Record):
+class ReasonRecord(Record, frozen=True):
     """Why a bound is not finite."""
 
     node: str
@@ -73,7 +73,7 @@ class ReasonRecord(Record):
     status: Status = "unknown"
 
 
-class Certified(Record):
+class Certified(Record, frozen=True):
     """A certified bound ``|f(x)-f(y)| <= upper * |x-y| + offset``; ``step`` is its place in the derivation."""
 
     status: Status
@@ -85,7 +85,7 @@ class Certified(Record):
     step: int | None = None
 
 
-class Measured(Record):
+class Measured(Record, frozen=True):
     """A gain that was seen: a true lower bound, or the reason why there is none.
 
     ``witness`` describes the pair of inputs (seed, family, distance), so that the run can be repeated.
@@ -100,7 +100,7 @@ class Measured(Record):
     reason: str = ""
 
 
-class MatrixEntry(Record):
+class MatrixEntry(Record, frozen=True):
     """Gain from one source to one output, the other sources held."""
 
     source: str
@@ -109,7 +109,7 @@ class MatrixEntry(Record):
     measured: Measured
 
 
-class Region(Record):
+class Region(Record, frozen=True):
     """A part of the network with one exit.
 
     ``certified`` is its own gain from its entries on its own range; ``before`` the certified gain from the sources to its
@@ -132,7 +132,7 @@ class Region(Record):
     reason: str = ""
 
 
-class OperatorUse(Record):
+class OperatorUse(Record, frozen=True):
     """An operator of the simplified graph: how often, by which rule, and what it costs the result (words)."""
 
     op: str
@@ -141,7 +141,7 @@ class OperatorUse(Record):
     cost: str = ""
 
 
-class Skipped(Record):
+class Skipped(Record, frozen=True):
     """Something that was left out, and what that costs the result."""
 
     node: str
@@ -150,14 +150,14 @@ class Skipped(Record):
     cost: str
 
 
-class Cited(Record):
+class Cited(Record, frozen=True):
     """A source by its key in rules/sources.bib, with the text to print."""
 
     key: str
     text: str
 
 
-class Finding(Record):
+class Finding(Record, frozen=True):
     """A guideline that the model breaks. ``facts`` are the numbers that the condition looked at."""
 
     code: str
@@ -173,7 +173,7 @@ class Finding(Record):
     cite: list[Cited] = []
 
 
-class Step(Record):
+class Step(Record, frozen=True):
     """One step of a derivation: ``quantity`` of ``target`` by ``rule`` from earlier steps.
 
     ``value`` is the certified decimal (rounded up), ``exact`` the dyadic ``[mantissa, exponent]`` that was computed with
@@ -191,7 +191,7 @@ class Step(Record):
     evidence: dict[str, Any] = {}
 
 
-class Provenance(Record):
+class Provenance(Record, frozen=True):
     """What an audit can be repeated from."""
 
     lipaudit: str
@@ -203,7 +203,7 @@ class Provenance(Record):
     options: dict[str, Any]
 
 
-class Contradiction(Record):
+class Contradiction(Record, frozen=True):
     """A measured gain above a certified bound: one of the two is wrong, and lipaudit has a bug (exit 4)."""
 
     where: str
@@ -211,7 +211,7 @@ class Contradiction(Record):
     measured: str
 
 
-class Audit(Record):
+class Audit(Record, frozen=True):
     """Everything that one audit found; renderers only format it.
 
     ``derivation`` is the proof of the certified numbers as data, ``user_rules`` the files that ``--rules`` added.

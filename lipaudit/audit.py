@@ -108,7 +108,7 @@ def audit(
             progress=lambda fraction: tell("measure", fraction),
         )  # fmt: skip
     tell("judge", 0.0)
-    findings = judge(topology, certificate, measurements, rules=[Path(folder) for folder in rules], select=select, ignore=ignore)
+    findings = judge(topology, certificate, catalogue, rules=[Path(folder) for folder in rules], select=select, ignore=ignore)
     return assemble(loaded, topology, catalogue, certificate, measurements, findings, domain, options)
 
 

@@ -1,0 +1,112 @@
+"""Facts about stored tensors: what they are for, whether they are finite, and whether their spectrum looks like noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipaudit.bounds.dense import dense_norm
+from lipaudit.graph.ir import Constant, Graph, Node
+
+__all__ = ["WeightFacts", "weight_facts"]
+
+_PARAMETERS = frozenset({"linear", "conv", "embedding", "norm", "bias"})
+# Marchenko-Pastur edges need both sides to be more than a handful.
+_SMALLEST_SIDE = 16
+# The edge ratio is a hint, not a certificate: skip matrices whose Gram alone would take longer than the audit.
+_LARGEST_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """The facts of one tensor and the first node that reads it."""
+
+    node: str
+    facts: dict[str, Any]
+
+
+def weight_facts(graph: Graph) -> list[WeightFacts]:
+    """Facts of every stored floating-point tensor that a node reads, in order of first use."""
+    found: list[WeightFacts] = []
+    seen: set[str] = set()
+    for node in graph.nodes:
+        for i, name in enumerate(node.inputs):
+            constant = graph.constants.get(name)
+            if constant is None or name in seen or "float" not in constant.dtype:
+                continue
+            seen.add(name)
+            found.append(WeightFacts(node.name, _facts(constant, _role(node, i, constant))))
+    return found
+
+
+def _role(node: Node, i: int, constant: Constant) -> str:
+    op, rank = node.op, len(constant.shape)
+    if op in ("Conv", "ConvTranspose", "FusedConv", "NhwcConv"):
+        return "conv" if i == 1 else "bias"
+    if op in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "LSTM", "GRU", "RNN", "Attention") and i <= 2 and rank >= 2:
+        return "linear" if op not in ("Gemm", "FusedGemm") or i < 2 else "bias"
+    if op in ("Gather", "EmbedLayerNormalization") and rank == 2:
+        return "embedding"
+    if "Normalization" in op:
+        return "norm"
+    if op == "Where" or (constant.fill is None and bool(np.isneginf(_float32(constant)).any())):
+        return "mask"
+    if op in ("Add", "Gemm", "LSTM", "GRU", "RNN", "Attention") and constant.size > 1 and max(constant.shape, default=1) == constant.size:
+        return "bias"
+    return "other"
+
+
+def _float32(constant: Constant) -> NDArray[Any]:
+    array = constant.array()
+    return array if array.dtype in (np.float32, np.float64) else np.asarray(array, dtype=np.float32)
+
+
+def _facts(constant: Constant, role: str) -> dict[str, Any]:
+    matrix = role in ("linear", "conv")
+    rows, cols = _sides(constant, role)
+    nan_count, inf_count, zero = _counts(constant)
+    return {
+        "name": constant.name,
+        "role": role,
+        "dtype": constant.dtype,
+        "is_matrix": matrix,
+        "is_parameter": role in _PARAMETERS,
+        "rows": rows,
+        "cols": cols,
+        "nan_count": nan_count,
+        "inf_count": inf_count,
+        "zero": zero,
+        "edge_ratio": _edge_ratio(constant, rows, cols) if matrix and nan_count + inf_count == 0 and not zero else None,
+    }
+
+
+def _counts(constant: Constant) -> tuple[int, int, bool]:
+    if constant.fill is not None:
+        value = float(constant.fill)
+        return constant.size * math.isnan(value), constant.size * math.isinf(value), value == 0.0
+    array = _float32(constant)
+    nan_count, inf_count = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    return nan_count, inf_count, bool(array.size) and not bool(array.any())
+
+
+def _sides(constant: Constant, role: str) -> tuple[int, int]:
+    if len(constant.shape) < 2:
+        return constant.size, 1
+    if role == "conv":
+        return constant.shape[0], math.prod(constant.shape[1:])
+    return math.prod(constant.shape[:-1]), constant.shape[-1]
+
+
+def _edge_ratio(constant: Constant, rows: int, cols: int) -> float | None:
+    """Largest singular value over ``std (sqrt rows + sqrt cols)`` (Marchenko, Pastur 1967: the edge for iid entries)."""
+    if constant.fill is not None or min(rows, cols) < _SMALLEST_SIDE or min(rows, cols) > _LARGEST_SIDE:
+        return None
+    matrix = constant.float64().reshape(rows, cols)
+    spread = float(np.std(matrix))
+    if spread == 0.0:
+        return None
+    return float(dense_norm(matrix, "l2", slack=1e-3).upper) / (spread * (math.sqrt(rows) + math.sqrt(cols)))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lipaudit.explain import explain as explain
     from lipaudit.records import Audit as Audit
 
+    __version__: str
+
 __all__ = ["Audit", "__version__", "audit", "explain"]
 
 _HOMES = {"audit": "lipaudit.audit", "explain": "lipaudit.explain", "Audit": "lipaudit.records"}

@@ -55,6 +55,14 @@ def index(rows: list[tuple[str, tuple[str, str, str, str] | str]]) -> str:
     return "\n".join([*lines, "</table></body></html>", ""])
 
 
+def markdown(rows: list[tuple[str, tuple[str, str, str, str] | str]]) -> str:
+    """Return the table of the README."""
+    lines = ["| model | domain | certified at most | measured at least | findings |", "|---|---|--:|--:|---|"]
+    for name, cells in rows:
+        lines.append(f"| `{name}` | " + (f"{cells} | | |" if isinstance(cells, str) else " | ".join(cells)) + " |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> int:
     """Build, audit and summarise; the exit code is 0 if every sample could be audited."""
     models = build_all(DEMO / "models")
@@ -69,6 +77,7 @@ def main() -> int:
         else:
             print(f"{model.stem:24} {cells[0]:22} {cells[1]:>15} {cells[2]:>15}  {cells[3]}", flush=True)
     (DEMO / "index.html").write_text(index(rows), encoding="utf-8")
+    (DEMO / "summary.md").write_text(markdown(rows), encoding="utf-8")
     failed = sum(isinstance(cells, str) for _, cells in rows)
     if failed:
         print(f"\n{failed} of {len(rows)} samples could not be audited (see above).", file=sys.stderr)

@@ -48,7 +48,7 @@ bench: $(ENV)  ## timings, as ratios to a reference measured in the same run
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 
 soak: $(ENV)  ## the property tests with many more, fresh examples (an hour or so)
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(JOBS) tests/soundness tests/bounds tests/operators
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(JOBS) -m "hypothesis or soak"
 
 samples: $(ENV)  ## rebuild samples/models
 	$(BIN)/python samples/build_all.py

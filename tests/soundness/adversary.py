@@ -1,0 +1,95 @@
+"""The adversary: the largest gain that a float64 search finds, made a true lower bound by subtracting its own rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+__all__ = ["Pair", "attack", "evaluator"]
+
+Floats = NDArray[np.float64]
+_ORDER: dict[str, float] = {"l1": 1, "l2": 2, "linf": np.inf}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``change`` is a lower bound of the output distance, ``distance`` an upper bound of the input distance."""
+
+    change: float
+    distance: float
+
+
+def evaluator(model: onnx.ModelProto) -> Callable[[Floats], Floats]:
+    """All outputs, flattened and concatenated, as a function of the one input."""
+    session = ReferenceEvaluator(model)
+
+    def f(x: Floats) -> Floats:
+        with np.errstate(all="ignore"):
+            outputs = session.run(None, {"x": x})
+        return np.concatenate([np.asarray(y, dtype=np.float64).ravel() for y in outputs])
+
+    return f
+
+
+def attack(f: Callable[[Floats], Floats], shape: tuple[int, ...], norm: str, rng: np.random.Generator, box: tuple[float, float] | None, points: int = 8) -> Iterator[Pair]:
+    """Pairs along the worst directions of the Jacobian at many points, and random ones, at several distances."""
+    for k in range(points):
+        x = _point(shape, rng, box, k)
+        y = f(x)
+        if not np.all(np.isfinite(y)):
+            continue
+        jacobian = _jacobian(f, x, box)
+        for direction in _directions(jacobian, norm, rng, shape):
+            for distance in (1e-4, 1e-2, 0.3, 3.0):
+                z = x + distance * direction / max(float(np.linalg.norm(direction)), 1e-300)
+                if box is not None:
+                    z = np.clip(z, *box)
+                yield _pair(y, f(z), x, z, norm)
+
+
+def _pair(y: Floats, fz: Floats, x: Floats, z: Floats, norm: str) -> Pair:
+    # Both evaluations are off by a modest multiple of the machine precision of what they sum up to.
+    order = _ORDER[norm]
+    if not np.all(np.isfinite(fz)):
+        return Pair(0.0, 1.0)
+    error = 2.0**-36 * (1.0 + float(np.linalg.norm(y, order)) + float(np.linalg.norm(fz, order)))
+    change = float(np.linalg.norm(fz - y, order)) * (1 - 2.0**-40) - error
+    return Pair(max(change, 0.0), float(np.linalg.norm((z - x).ravel(), order)) * (1 + 2.0**-40))
+
+
+def _point(shape: tuple[int, ...], rng: np.random.Generator, box: tuple[float, float] | None, k: int) -> Floats:
+    if box is None:
+        return rng.normal(size=shape) * [0.0, 0.1, 1.0, 5.0][k % 4]
+    lo, hi = box
+    if k % 3 == 0:
+        return np.where(rng.random(shape) < 0.5, lo, hi)
+    return lo + (hi - lo) * rng.random(shape)
+
+
+def _jacobian(f: Callable[[Floats], Floats], x: Floats, box: tuple[float, float] | None) -> Floats:
+    columns: list[Floats] = []
+    for i in range(x.size):
+        ends: list[Floats] = []
+        for sign in (1.0, -1.0):
+            z = x.copy()
+            z.ravel()[i] += sign * 1e-6
+            ends.append(f(z))
+        columns.append(np.nan_to_num((ends[0] - ends[1]) / 2e-6))
+    return np.stack(columns, axis=1)
+
+
+def _directions(jacobian: Floats, norm: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Floats]:
+    if norm == "l2":
+        yield np.linalg.svd(jacobian)[2][0].reshape(shape)
+    elif norm == "l1":
+        unit = np.zeros(jacobian.shape[1])
+        unit[int(np.argmax(np.abs(jacobian).sum(axis=0)))] = 1.0
+        yield unit.reshape(shape)
+    else:
+        yield np.sign(jacobian[int(np.argmax(np.abs(jacobian).sum(axis=1)))] + 1e-300).reshape(shape)
+    yield rng.normal(size=shape)

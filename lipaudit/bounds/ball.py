@@ -207,7 +207,12 @@ class Ball:
     def _increasing(self, function: Callable[[Any], Any], least: float, largest: float) -> Ball:
         """Ends through an increasing function with values in [least, largest]."""
         floor, ceiling = arb(least), arb(largest)
-        lo, hi = function(self.lo), function(self.hi)
+
+        def at(end: Any) -> Any:
+            value = function(end)
+            return (ceiling if end > 0 else floor) if value.is_nan() and not end.is_finite() else value
+
+        lo, hi = at(self.lo), at(self.hi)
         lo = floor if lo.is_nan() or lo.lower() < floor else lo
         hi = ceiling if hi.is_nan() or hi.upper() > ceiling else hi
         return Ball(lo, hi)

@@ -38,6 +38,9 @@ Floats = NDArray[np.float64]
 SIDE_LIMIT = 16384
 """Largest smaller side for which the Gram matrix is formed (2 GB)."""
 
+EXACT_SIDE = 64
+"""Up to this smaller side eigenvalues come from LAPACK; above, from Lanczos in float32 (unless slack < 1e-9)."""
+
 SMALL = 1 << 16
 """Up to this many elements sqrt(l1 * linf) is tried too: it is exact for identities, permutations, uniform matrices."""
 
@@ -222,6 +225,8 @@ def _spectral(weight: Array, top: float, slack: float) -> VerifiedNorm:
     if n > SIDE_LIMIT:
         return _unformed(weight, scaled, scale)
     gram = scaled.gram()
+    if n <= EXACT_SIDE:
+        slack = min(slack, 1e-11)  # the estimate is accurate to rounding there, and costs nothing
     square = Upper(float(np.trace(gram))) * (ONE + gamma(2 * (m + n)) + gamma(2 * (m + n))) + UNDERFLOW
     frobenius = square.sqrt()
     estimate, x = _estimate(gram, slack)
@@ -265,8 +270,8 @@ def _unformed(weight: Array, scaled: _Scaled, scale: Upper) -> VerifiedNorm:
 def _estimate(gram: Floats, slack: float) -> tuple[float, Floats]:
     """Largest eigenvalue of a Gram matrix (lower triangle, Fortran order) in plain floats, and a unit vector near its eigenvector."""
     n = gram.shape[0]
-    if n <= 64 or slack < 1e-9:
-        values, vectors, info = lapack.dsyevr(gram, range="I", il=n, iu=n, lower=1)[:3] if n > 1 else (gram[0], gram, 0)
+    if n <= EXACT_SIDE or slack < 1e-9:
+        values, vectors, _ = lapack.dsyevr(gram, range="I", il=n, iu=n, lower=1)[:3]
         return float(values[0]), np.ascontiguousarray(vectors[:, 0])
     single = gram.astype(np.float32)
     value, x = largest(

@@ -1,0 +1,162 @@
+"""From a kernel and its window to a verified bound on a twisted torus: block form, choice of the torus, sweep."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.scalar import INFINITE, Lower, Upper
+from lipaudit.bounds.torus import Lags, Peak, Torus, candidates, grid_factor, scalar_sweep, sweep
+from lipaudit.bounds.window import Axis, AxisForm
+
+__all__ = ["Symbol", "block_taps", "symbol_norm"]
+
+Floats = NDArray[np.float64]
+
+BUDGET = 60.0
+"""Estimated seconds above which no sweep is tried."""
+
+GRID_FROM = 2.0
+"""Estimated seconds of a torus from which the image-independent grid is taken if it is smaller."""
+
+CHEAP = 0.3
+"""Estimated seconds up to which several tori are swept for a small image."""
+
+TIE = 1e-3
+"""Scores (of squared norms) within this of the best are ties: the smallest torus of them is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """Result of :func:`symbol_norm`: ``start`` is a vector to iterate from ("in" or "out" side, shape with a batch of 1)."""
+
+    upper: Upper
+    method: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    lower: Lower = Lower(0)
+    start: tuple[str, Floats] | None = None
+
+
+def block_taps(matrix: Floats, window: Sequence[Axis], forms: Sequence[AxisForm]) -> Floats:
+    """The kernel [groups, o, c, taps] as block taps [groups, o, n_1, .., n_d, phases * c]; taps that meet no pixel are dropped."""
+    groups, o, c, _ = matrix.shape
+    kernel = tuple(axis.kernel for axis in window)
+    counts, phases = [form.count for form in forms], [len(form.phases) for form in forms]
+    blocks = np.zeros((groups, o, *counts, *phases, c))
+    for choice in itertools.product(*(range(len(form.taps)) for form in forms)):
+        tap = int(np.ravel_multi_index(tuple(form.taps[k] for form, k in zip(forms, choice, strict=True)), kernel))
+        places = [form.places[k] for form, k in zip(forms, choice, strict=True)]
+        blocks[(slice(None), slice(None), *(tau for tau, _ in places), *(phase for _, phase in places))] = matrix[..., tap]
+    return blocks.reshape(groups, o, *counts, -1)
+
+
+def symbol_norm(matrix: Floats, window: Sequence[Axis], slack: float) -> Symbol:
+    """Verified l2 bound of a convolution by its symbol.
+
+    ``matrix`` is the finite kernel [groups, o/groups, c/groups, taps]; every axis of ``window`` meets at least one pixel. The upper
+    value is INFINITE if no sweep was affordable.
+    """
+    forms = [axis.form() for axis in window]
+    blocks = block_taps(matrix, window, forms)
+    counts = [form.count for form in forms]
+    groups, o, long = blocks.shape[0], blocks.shape[1], blocks.shape[-1]
+    if math.prod(counts) == 1:
+        found = [dense_norm(blocks[g].reshape(o, long), "l2", slack) for g in range(groups)]
+        top = max(found, key=lambda item: item.upper)
+        # Not the lower value: an image whose size the stride does not divide may lack some phases.
+        return Symbol(top.upper, f"single tap: {top.method}", {**top.evidence, "group": found.index(top)})
+    peak = float(np.max(np.abs(blocks)))
+    if peak == 0.0:
+        return Symbol(Upper(0), "zero kernel")
+    exponent = math.frexp(peak)[1]
+    blocks = np.ldexp(blocks, -exponent)
+    taps = blocks if o <= long else np.ascontiguousarray(np.swapaxes(blocks, 1, -1))
+    scale = Upper.from_dyadic(1, exponent)
+    if not _affordable(groups, min(o, long), [form.least for form in forms], counts):
+        return Symbol(INFINITE, "no affordable torus")
+    lags = Lags(taps)
+    options = candidates([form.least for form in forms], counts)
+    if lags.side == 1:
+        return _scalars(lags, options, scale, exponent)
+    peaks = lags.peaks()
+    square, evidence, method, top = _best(lags, options, peaks, slack)
+    upper = square.sqrt() * scale if square.is_finite else INFINITE
+    return Symbol(upper, method, {**evidence, "exponent": exponent}, start=_wave(top, window, forms, groups, o <= long))
+
+
+def _seconds(groups: int, side: int, frequencies: float) -> float:
+    """Rough time of a sweep on one core (only decides between methods)."""
+    return frequencies * groups * (5.3 * side**3 / 2e10 + 60.0 * side**2 / 1e10 + 4e-6)
+
+
+def _affordable(groups: int, side: int, least: Sequence[int], counts: Sequence[int]) -> bool:
+    frequencies = math.prod(min(n, 48 * (k - 1)) if k > 1 else 1 for n, k in zip(least, counts, strict=True)) / 2
+    lags = math.prod(2 * k - 1 for k in counts) / 2
+    return side == 1 or (_seconds(groups, side, frequencies) <= BUDGET and 16.0 * lags * groups * side * side < 2e9)
+
+
+def _scalars(lags: Lags, options: Sequence[Torus], scale: Upper, exponent: int) -> Symbol:
+    """Depthwise: per group the smallest maximum over all tori, then the largest over the groups."""
+    if math.prod(options[0].sizes) > 1 << 14:
+        options = options[:1]
+    tops = np.stack([scalar_sweep(lags, torus) for torus in options])
+    per_group = tops.min(axis=0)
+    group = int(np.argmax(per_group))
+    torus = options[int(np.argmin(tops[:, group]))]
+    square = Upper(max(0.0, float(per_group[group]))) + lags.error
+    evidence = {"torus": list(torus.sizes), "twist": list(torus.twists), "group": group, "exponent": exponent}
+    return Symbol(square.sqrt() * scale, "twisted torus, scalar symbols", evidence)
+
+
+def _best(lags: Lags, options: Sequence[Torus], peaks: Sequence[Peak], slack: float) -> tuple[Upper, dict[str, Any], str, Peak]:
+    """Smallest proved square among the tori worth sweeping."""
+    cost = _seconds(lags.groups, lags.side, math.prod(options[0].sizes) / 2)
+    counts = lags.counts
+    grid = Torus(tuple(48 * (n - 1) if n > 1 else 1 for n in counts), (0,) * len(counts))
+    if cost > GRID_FROM and math.prod(grid.sizes) < 0.67 * math.prod(options[0].sizes):
+        found = sweep(lags, grid, peaks, slack)
+        if found is not None:
+            factor = grid_factor(counts, grid.sizes)
+            return found.square * factor * factor, {**found.evidence, "factor": factor.decimal(8)}, "uniform grid of frequencies", found.peak
+    scored = [(float(np.max(lags.scores(torus, torus.frequencies(), peaks))), torus) for torus in options]
+    least = min(score for score, _ in scored)
+    ties = [torus for score, torus in scored if score <= least * (1 + TIE)]
+    chosen = [min(ties, key=lambda torus: math.prod(torus.sizes))]
+    if cost <= CHEAP and min(size for size in options[0].sizes if size > 1) <= 18:
+        chosen += [torus for _, torus in sorted(scored, key=lambda item: item[0])[:3]]
+        chosen += [torus for torus in options if not any(torus.twists)][:1]
+    best: tuple[Upper, dict[str, Any], str, Peak] = (INFINITE, {}, "no torus could be proved", peaks[0])
+    for torus in dict.fromkeys(chosen):
+        found = sweep(lags, torus, peaks, slack)
+        if found is not None and found.square < best[0]:
+            best = (found.square, found.evidence, "twisted torus", found.peak)
+    return best
+
+
+def _wave(peak: Peak, window: Sequence[Axis], forms: Sequence[AxisForm], groups: int, outputs: bool) -> tuple[str, Floats]:
+    """A windowed plane wave with the frequency and vector of a peak: nearly what the operator stretches most."""
+    carriers: list[NDArray[np.complex128]] = []
+    for axis, form, frequency in zip(window, forms, peak.frequency, strict=True):
+        size = axis.outputs if outputs else axis.image
+        phases = (0,) if outputs else form.phases
+        step = form.out_step if outputs else form.in_step
+        carrier = np.zeros((len(phases), size), dtype=np.complex128)
+        for k, phase in enumerate(phases):
+            places = np.arange(phase, size, step)
+            blocks = np.arange(places.size)
+            carrier[k, places] = np.exp(1j * frequency * blocks) * np.sin(np.pi * (blocks + 1) / (blocks.size + 1))
+        carriers.append(carrier)
+    vector = peak.vector if outputs else peak.vector.conj()
+    wave = vector.reshape(*(carrier.shape[0] for carrier in carriers), -1)
+    for carrier in carriers:
+        wave = np.tensordot(wave, carrier, axes=(0, 0))  # the leading phase axis becomes the trailing pixel axis
+    values = np.zeros((groups, *wave.shape))
+    values[peak.group] = wave.real
+    return ("out" if outputs else "in"), values.reshape(1, groups * wave.shape[0], *wave.shape[1:])

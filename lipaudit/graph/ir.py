@@ -175,6 +175,8 @@ class Graph:
         Symbolic dimensions that were replaced: ``{"input[axis] or symbol": size}``.
     captures
         For a subgraph: outer values that it reads.
+    symbols
+        Dimensions of each input as the file declares them, before pinning: a number, a symbol, or "" for one without a name.
     """
 
     name: str
@@ -186,6 +188,7 @@ class Graph:
     opsets: Mapping[str, int]
     pinned: Mapping[str, int] = field(default_factory=dict)
     captures: tuple[str, ...] = ()
+    symbols: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:
@@ -217,7 +220,7 @@ class Graph:
 
     def subgraphs(self) -> Iterator[Graph]:
         """All nested graphs, outermost first."""
-        stack = [self]
+        stack: list[Graph] = [self]
         while stack:
             graph = stack.pop()
             for node in graph.nodes:

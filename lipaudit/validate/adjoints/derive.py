@@ -1,0 +1,159 @@
+"""Chains the derivatives of the nodes: forward over the graph for J t, backward for J' c."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from lipaudit.graph.ir import Graph, Node
+from lipaudit.validate.adjoints import contraction, elementwise, movement, normalization, pooling, reduction
+from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
+
+__all__ = ["FLAT", "RULES", "Derivative", "jvp", "vjp"]
+
+RULES: Mapping[str, Rule] = {
+    **contraction.RULES,
+    **elementwise.RULES,
+    **movement.RULES,
+    **normalization.RULES,
+    **pooling.RULES,
+    **reduction.RULES,
+}
+
+# Piecewise constant, or a shape: nothing moves behind them.
+FLAT = frozenset({
+    "And", "ArgMax", "ArgMin", "BitShift", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual",
+    "Hardmax", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "OneHot", "Or", "Range", "Round", "Shape", "Sign", "Size",
+    "Xor",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A derivative model.
+
+    Attributes
+    ----------
+    model
+        Inputs: ``taps``, ``large`` and the seeds; outputs in the order of ``results``. Seeds and results have a leading
+        axis K of probes.
+    taps
+        Input name by forward value.
+    large
+        Weights that are passed at run time, by input name.
+    seeds, results
+        Names, parallel to the sources and outputs that were asked for. A result is "" where nothing moves.
+    """
+
+    model: onnx.ModelProto
+    taps: Mapping[str, str]
+    large: Mapping[str, NDArray[Any]]
+    seeds: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+def _moving(graph: Graph, sources: Sequence[str]) -> set[str]:
+    moving = set(sources)
+    for node in graph.nodes:
+        if node.op in FLAT and not node.domain:
+            continue
+        if any(name in moving for name in (*node.inputs, *graph.captured_by(node))):
+            moving.update(name for name in node.outputs if name)
+    return moving
+
+
+def _leading(graph: Graph, outputs: Sequence[str]) -> set[str]:
+    """Values that some output depends on."""
+    leading = set(outputs)
+    for node in reversed(graph.nodes):
+        if any(name in leading for name in node.outputs):
+            leading.update(name for name in node.inputs if name)
+    return leading
+
+
+def _local(b: Builder, node: Node) -> Local:
+    rule = RULES.get(node.op) if node.domain in {"", "ai.onnx"} else None
+    if rule is None or any(isinstance(attr, Graph) for attr in node.attrs.values()):
+        raise NoDerivative(f"{node.op} {node.name!r} has no derivative rule")
+    try:
+        return rule(b, b.site(node))
+    except NoDerivative as error:
+        raise NoDerivative(f"{node.op} {node.name!r}: {error}") from None
+
+
+def _active(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> tuple[Builder, list[Node]]:
+    moving = _moving(graph, sources) & _leading(graph, outputs)
+    inner = set(sources)
+    nodes = [node for node in graph.nodes if any(name in moving and name not in inner for name in node.outputs)]
+    nodes = [node for node in nodes if node.op not in FLAT or node.domain]
+    return Builder(graph, moving), nodes
+
+
+def jvp(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> Derivative:
+    """The model of J t: seeds are tangents of ``sources``, results tangents of ``outputs``.
+
+    Raises
+    ------
+    NoDerivative
+        If a node on the way has no rule; the message names it.
+    """
+    b, nodes = _active(graph, sources, outputs)
+    tangents: dict[str, Maybe] = {}
+    seeds = tuple(b.seed(b.shape(name), "seed") for name in sources)
+    tangents.update(zip(sources, seeds, strict=True))
+    for node in nodes:
+        ts = [tangents.get(name) for name in node.inputs]
+        if all(t is None for t in ts):
+            continue
+        for name, t in zip(node.outputs, _checked(b, node, _local(b, node), ts, forward=True), strict=False):
+            if name and name in b.moving:
+                tangents[name] = t
+    return _finish(b, seeds, [(name, tangents.get(name)) for name in outputs])
+
+
+def vjp(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> Derivative:
+    """The model of J' c: seeds are cotangents of ``outputs``, results cotangents of ``sources``.
+
+    Raises
+    ------
+    NoDerivative
+        If a node on the way has no rule; the message names it.
+    """
+    b, nodes = _active(graph, sources, outputs)
+    terms: dict[str, list[str]] = {}
+    seeds = tuple(b.seed(b.shape(name), "seed") for name in outputs)
+    for name, seed in zip(outputs, seeds, strict=True):
+        terms.setdefault(name, []).append(seed)
+    for node in reversed(nodes):
+        cs = [b.sum(terms.get(name, [])) if name else None for name in node.outputs]
+        if all(c is None for c in cs):
+            continue
+        for name, c in zip(node.inputs, _checked(b, node, _local(b, node), cs, forward=False), strict=False):
+            if name in b.moving and c is not None:
+                terms.setdefault(name, []).append(c)
+    return _finish(b, seeds, [(name, b.sum(terms.get(name, []))) for name in sources])
+
+
+def _checked(b: Builder, node: Node, local: Local, parts: Sequence[Maybe], *, forward: bool) -> Sequence[Maybe]:
+    try:
+        return local.tangent(parts) if forward else local.adjoint(parts)
+    except NoDerivative as error:
+        raise NoDerivative(f"{node.op} {node.name!r}: {error}") from None
+
+
+def _finish(b: Builder, seeds: tuple[str, ...], results: Sequence[tuple[str, Maybe]]) -> Derivative:
+    names: list[str] = []
+    for value, name in results:
+        if name is None:
+            names.append("")
+            continue
+        # A seed that is a result itself, and one value that is two results, need names of their own.
+        own = b.node("Identity", name)
+        b.result(own, b.shape(value))
+        names.append(own)
+    model = b.model()
+    return Derivative(model, dict(b.taps), dict(b.large), seeds, tuple(names))

@@ -1,0 +1,65 @@
+"""Pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from lipaudit.operators.base import Site
+from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, Rule
+from lipaudit.validate.adjoints.contraction import depthwise, depthwise_adjoint
+from lipaudit.validate.exact.windows import pooling_window
+
+__all__ = ["RULES"]
+
+
+def _max_pool(b: Builder, site: Site) -> Local:
+    shape, out = site.shape(0), site.out_shape()
+    window, declared = pooling_window(site, shape[2:])
+    size, count = prod(shape), prod(out)
+    found: list[str] = []
+
+    def indices() -> str:
+        """Flat places of the maxima, ``[1, count]``."""
+        if not found:
+            _, where = b.nodes_of(
+                "MaxPool", [b.primal(site.node.inputs[0])], 2, kernel_shape=list(window.kernel), strides=list(window.strides),
+                dilations=list(window.dilations), pads=[*window.before, *declared], ceil_mode=int(site.attr("ceil_mode", 0)),
+            )  # fmt: skip
+            found.append(b.node("Reshape", where, b.ints(1, count)))
+        return found[0]
+
+    def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
+        if ts[0] is None:
+            return [None]
+        flat = b.node("Reshape", indices(), b.ints(count))
+        return [b.reshape(b.node("Gather", b.reshape(ts[0], (size,)), flat, axis=1), out)]
+
+    def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
+        if cs[0] is None:
+            return [None]
+        c = b.reshape(cs[0], (count,))
+        spread = b.node("Expand", indices(), b.node("Shape", c))
+        return [b.reshape(b.node("ScatterElements", b.zeros((size,)), spread, c, axis=1, reduction="add"), shape)]
+
+    return Local(tangent, adjoint)
+
+
+def _average_pool(b: Builder, site: Site) -> Local:
+    shape = site.shape(0)
+    window, declared = pooling_window(site, shape[2:])
+    counts = window.counts(count_pad=bool(site.attr("count_include_pad", 0)), declared_after=declared)
+    kernel, share = np.ones(window.kernel), b.constant(1.0 / counts)
+
+    def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
+        return [None if ts[0] is None else b.node("Mul", depthwise(b, ts[0], kernel, window, shape), share)]
+
+    def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
+        return [None if cs[0] is None else depthwise_adjoint(b, b.node("Mul", cs[0], share), kernel, window, shape)]
+
+    return Local(tangent, adjoint)
+
+
+RULES: Mapping[str, Rule] = {"AveragePool": _average_pool, "MaxPool": _max_pool}

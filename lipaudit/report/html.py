@@ -1,0 +1,185 @@
+"""The audit as one self-contained HTML page: no script, no network, readable without its own style sheet.
+
+The CI server Jenkins serves published pages under a policy that blocks scripts and styles alike, so the page is semantic HTML
+first; the inline style sheet only adds looks. Everything that comes from the model is escaped twice over: control and
+bidirectional characters become escapes, then jinja2 escapes the markup; a policy in the page itself stops what might be left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lipaudit.records import Audit, Region, Step
+from lipaudit.report import charts, sentences
+from lipaudit.report.selection import by_depth, contributors, finding_groups, level, proof, tally, walk
+from lipaudit.report.text import amount, count, facts, paragraph, power, printable, shorten, value
+
+__all__ = ["render"]
+
+_CHART_ROWS = 40
+_PROFILE_POINTS = 150
+_TREE_ROWS = 300
+_TREE_DEPTH = 24
+_STEPS = 200
+_OPERATORS = 200
+_REASONS = 100
+_PLACES = 25
+_NODES = 12
+_MATRIX = 100
+_NAME = 100
+_PIECES = re.compile(r"\s+|[^\s/._:,;\\-]{1,24}[/._:,;\\-]{0,4}|[/._:,;\\-]{1,4}")
+_LONG_WORD = re.compile(r"\S{25,}")
+
+
+def render(audit: Audit) -> str:
+    """One HTML page."""
+    return _environment().get_template("page.html.j2").render(_content(audit)) + "\n"
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lipaudit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_safe
+    )
+    environment.filters |= {
+        "amount": amount, "count": count, "items": lambda groups: list(facts(groups)), "name": name, "prose": prose,
+        "value": lambda item: shorten(value(item), 300), "certified": short_certified, "measured": short_measured,
+    }  # fmt: skip
+    return environment
+
+
+def _safe(item: Any) -> Any:
+    """Every string that reaches the page, unless it is markup already, has its invisible characters spelled out."""
+    return printable(item) if isinstance(item, str) and not isinstance(item, Markup) else item
+
+
+def name(text: str, limit: int = _NAME) -> Markup:
+    """A name out of the model, shortened, with places where a narrow screen may break it (also without a style sheet)."""
+    return Markup("<wbr>").join(_PIECES.findall(shorten(text, limit)))
+
+
+def prose(text: str, limit: int = 2000) -> Markup:
+    """A sentence that may hold names: only its very long words get places to break."""
+    words = re.split(f"({_LONG_WORD.pattern})", shorten(paragraph(text), limit))
+    return Markup("").join(name(word, len(word)) if _LONG_WORD.fullmatch(word) else word for word in words)
+
+
+def ten_to(exponent: str) -> Markup:
+    """A power of ten."""
+    return Markup("10<sup>{}</sup>").format(exponent)
+
+
+def short_certified(found: Any) -> Markup | str:
+    """A certified gain in a table."""
+    if found.status != "finite" or found.log10 is None:
+        return sentences.short_certified(found)
+    return Markup("\u2264&nbsp;") + ten_to(power(found.log10, up=True))
+
+
+def short_measured(found: Any) -> Markup | str:
+    """A measured gain in a table."""
+    if found.status != "measured" or found.log10 is None:
+        return sentences.short_measured(found)
+    return Markup("\u2265&nbsp;") + ten_to(power(found.log10, up=False))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A region in the tree: ``opens`` before its children, and ``closes`` levels that end after it."""
+
+    region: Region
+    depth: int
+    opens: bool
+    closes: int
+    facts: Sequence[tuple[str, str]]
+    findings: Sequence[str]
+    anchor: str
+
+
+def _content(audit: Audit) -> dict[str, Any]:
+    shown = level(audit.regions, _CHART_ROWS)
+    chart_regions, chart_left = by_depth(shown, _CHART_ROWS)
+    profile_regions = level(audit.regions, _PROFILE_POINTS)
+    rows, rows_left = _tree(audit)
+    steps, steps_total = proof(audit, audit.certified.step, _STEPS)
+    groups = finding_groups(audit)
+    return {
+        "audit": audit,
+        "title": re.split(r"[/\\]", audit.model.path)[-1],
+        "page_title": shorten(re.split(r"[/\\]", audit.model.path)[-1], 80),
+        "headline": sentences.headline(audit),
+        "certified_big": _big(audit.certified.upper, audit.certified.status),
+        "certified_power": None if audit.certified.log10 is None else ten_to(power(audit.certified.log10, up=True)),
+        "measured_big": _big(audit.measured.lower, audit.measured.status),
+        "measured_power": None if audit.measured.log10 is None else ten_to(power(audit.measured.log10, up=False)),
+        "offset": amount(audit.certified.offset or "0") if sentences.has_offset(audit.certified) else "",
+        "domain": sentences.domain(audit),
+        "notes": sentences.holds_for(audit),
+        "gap": sentences.gap(audit),
+        "interval": charts.interval(audit),
+        "gains": charts.gains(chart_regions),
+        "gains_left": chart_left,
+        "gains_coarse": any(region.children for region in shown),
+        "profile": charts.profile(profile_regions[:_PROFILE_POINTS], audit.certified.log10) if len(profile_regions) <= _PROFILE_POINTS else None,
+        "top": contributors(audit, 5),
+        "rows": rows,
+        "rows_left": rows_left,
+        "groups": groups,
+        "tally": tally(audit),
+        "steps": [_step(step, {found.id for found in steps}) for step in steps],
+        "steps_total": steps_total,
+        "places": _PLACES,
+        "reasons": _REASONS,
+        "operators": _OPERATORS,
+        "nodes": _NODES,
+        "matrix": _MATRIX,
+        "colours": {"certified": charts.CERTIFIED, "measured": charts.MEASURED},
+    }
+
+
+def _big(decimal: str | None, status: str) -> str:
+    return {"not-measured": "not measured"}.get(status, status) if decimal is None else amount(decimal)
+
+
+def _tree(audit: Audit) -> tuple[list[Row], int]:
+    """The tree as rows that the template can write one after the other, and how many regions were left out."""
+    codes: dict[str, list[str]] = {}
+    for finding in audit.findings:
+        codes.setdefault(finding.region, []).append(finding.code)
+    every = list(walk(audit.regions))
+    shown = every[:_TREE_ROWS]
+    rows: list[Row] = []
+    for i, (depth, region) in enumerate(shown):
+        here = min(depth, _TREE_DEPTH)
+        following = min(shown[i + 1][0], _TREE_DEPTH) if i + 1 < len(shown) else 0
+        found = sorted(set(codes.get(region.path, [])))
+        rows.append(Row(region, depth, following > here, max(here - following, 0), list(facts(region.facts))[:20], found, f"region-{i}"))
+    return rows, len(every) - len(shown)
+
+
+@dataclass(frozen=True)
+class ProofStep:
+    """A step of the derivation as the page shows it; ``operands`` are (id, whether it is on the page)."""
+
+    step: Step
+    target: Markup
+    value: Markup | str
+    operands: Sequence[tuple[int, bool]]
+    evidence: Sequence[tuple[str, str]]
+
+
+def _step(step: Step, present: set[int]) -> ProofStep:
+    operands = [(operand, operand in present) for operand in step.operands[:12]]
+    evidence = [(key, shorten(text, 120)) for key, text in facts(step.evidence)][:6]
+    shown = amount(step.value)
+    if step.offset not in ("0", "inf"):
+        shown = f"{shown} + {amount(step.offset)}"
+    return ProofStep(step, name(step.target), shown, operands, evidence)
+

@@ -154,7 +154,12 @@ class Ball:
         return first.hull(Ball(_times(self.hi, other.lo), _times(self.hi, other.hi)))
 
     def __truediv__(self, other: Ball) -> Ball:
-        return self * other.reciprocal()
+        if other.hi < 0:
+            return -(self / -other)
+        if not other.lo > 0:
+            return self * other.reciprocal()
+        least, largest = (other.hi if self.lo >= 0 else other.lo), (other.lo if self.hi >= 0 else other.hi)
+        return Ball(_quotient(self.lo, least), _quotient(self.hi, largest))
 
     def reciprocal(self) -> Ball:
         """1/x; one-sided where 0 is an end, all reals where it is inside or the only point."""
@@ -210,17 +215,22 @@ class Ball:
 
         def at(end: Any) -> Any:
             value = function(end)
-            return (ceiling if end > 0 else floor) if value.is_nan() and not end.is_finite() else value
+            if value.is_nan() and not end.is_finite():
+                return ceiling if end > 0 else floor
+            return value
 
         lo, hi = at(self.lo), at(self.hi)
+        if not lo.is_finite() and self.lo > _LARGE:
+            lo = function(_LARGE)
+        if not hi.is_finite() and self.hi < -_LARGE:
+            hi = function(-_LARGE)
         lo = floor if lo.is_nan() or lo.lower() < floor else lo
         hi = ceiling if hi.is_nan() or hi.upper() > ceiling else hi
         return Ball(lo, hi)
 
     def exp(self) -> Ball:
         """e**x."""
-        lo = _LARGE if self.lo > _LARGE else self.lo
-        return Ball(lo, self.hi)._increasing(lambda x: x.exp(), 0.0, math.inf)
+        return self._increasing(lambda x: x.exp(), 0.0, math.inf)
 
     def log(self) -> Ball:
         """Natural logarithm on the part of the ball where it is defined."""
@@ -297,8 +307,10 @@ class Ball:
 
     def tan(self) -> Ball:
         """Tangent; all reals if a pole may lie inside."""
-        value = self._both().tan()
-        return Ball(value, value)
+        branch = (self / Ball.pi() + Ball.of(0.5)).floor()
+        if self.is_finite and branch.lo == branch.hi:
+            return Ball(self.lo.tan(), self.hi.tan())
+        return Ball(-_INF, _INF)
 
     def sign(self) -> Ball:
         """-1, 0 or 1; the hull where undecided."""
@@ -316,6 +328,11 @@ class Ball:
         """A nearest integer; at a tie the hull of both."""
         half = arb(0.5)
         return Ball((self.lo - half).ceil(), (self.hi + half).floor())
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    """Of exact ends, b > 0; 0 for an infinite divisor, because the quotient tends there."""
+    return a / b if b.is_finite() else _ZERO
 
 
 def _inverse(end: Any) -> Any:

@@ -57,7 +57,12 @@ class Jet:
         return Jet(tuple(_convolved(self.terms, other.terms, n) for n in range(len(self.terms))))
 
     def __truediv__(self, other: Jet) -> Jet:
-        return self * other.reciprocal()
+        quotient: list[Ball] = []
+        for n, term in enumerate(self.terms):
+            for k in range(1, n + 1):
+                term = term - other.terms[k] * quotient[n - k]
+            quotient.append(term / other.terms[0])
+        return Jet(tuple(quotient))
 
     def __pow__(self, exponent: int) -> Jet:
         if exponent < 0:

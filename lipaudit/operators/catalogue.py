@@ -171,7 +171,7 @@ def _decode(text: str, path: Path) -> Entry:
         if not _RULE.fullmatch(entry.rule):
             raise UsageError(f"rule = {entry.rule!r} is not of the form module:Class.", where=str(path))
     else:
-        from lipaudit.operators.law import problem  # noqa: PLC0415  (most audits need few scalar operators)
+        from lipaudit.operators.law import problem
 
         found = problem(entry)
         if found is not None:
@@ -182,7 +182,7 @@ def _decode(text: str, path: Path) -> Entry:
 def _build(entry: Entry, path: Path) -> Rule:
     """The rule object of an entry; its module is imported here."""
     if not entry.rule:
-        from lipaudit.operators.elementwise import Scalar  # noqa: PLC0415
+        from lipaudit.operators.elementwise import Scalar
 
         return Scalar(entry)
     module, _, name = entry.rule.partition(":")

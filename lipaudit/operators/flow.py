@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Norm, Upper, combine, matrix_norm
 
-__all__ = ["Flow", "Reason", "Row", "concatenate", "flatten", "identity", "pieces", "total"]
+__all__ = ["Flow", "Reason", "Row", "concatenate", "flatten", "identity", "may_be_undefined", "pieces", "total"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,14 @@ class Flow:
     def single(self, row: Row) -> Flow:
         """The same history with one part that moves like ``row``."""
         return Flow((row,), reasons=self.reasons)
+
+
+def may_be_undefined(flow: Flow) -> bool:
+    """True if the value may be NaN for some inputs and a number for others.
+
+    Comparisons, IsNaN and casts turn NaN into a number: behind them a range of the *defined* values decides nothing.
+    """
+    return any(reason.status == "unknown" for reason in flow.reasons)
 
 
 def merged(reasons: Sequence[Sequence[Reason]]) -> tuple[Reason, ...]:

@@ -18,7 +18,7 @@ from lipaudit.operators.catalogue import Catalogue
 from lipaudit.options import Options
 from lipaudit.resources import rules_dir
 from lipaudit.topology import Region, Topology
-from lipaudit.validate import Measurement, Measurements
+from lipaudit.validate import Measurement, Measurements, to_record
 
 __all__ = ["assemble"]
 
@@ -61,7 +61,28 @@ def assemble(
         derivation=list(certificate.steps),
         provenance=_provenance(catalogue, options, seen),
         user_rules=[str(path) for path in catalogue.user_files],
+        contradictions=[] if seen is None else _contradictions(topology, certificate, seen),
     )
+
+
+def _contradictions(topology: Topology, certificate: Certificate, seen: Measurements) -> list[records.Contradiction]:
+    """Every place where something was measured above what was certified there: never hidden, always a bug."""
+    pairs: list[tuple[str, Bound, Measurement | None]] = [("the whole model", certificate.headline, seen.headline)]
+    for (source, output), bound in certificate.matrix.items():
+        pairs.append((f"{_label(topology, source)} -> {output}", bound, seen.matrix.get((source, output))))
+    pairs += [(f"region {path}", bound.joint, seen.regions.get(path)) for path, bound in certificate.regions.items()]
+    found: list[records.Contradiction] = []
+    for where, bound, measurement in pairs:
+        if measurement is None or measurement.lower is None or bound.status != "finite":
+            continue
+        if measurement.difference is not None and measurement.distance is not None:
+            broken = measurement.difference.exceeds(bound.slope * measurement.distance + bound.offset)
+        else:
+            broken = bound.offset.is_zero and measurement.lower.exceeds(bound.slope)
+        if broken:
+            offset = "" if bound.offset.is_zero else f" (and an offset of {bound.offset.decimal()})"
+            found.append(records.Contradiction(where, bound.slope.decimal(17) + offset, measurement.lower.decimal(17)))
+    return found
 
 
 def _label(topology: Topology, name: str) -> str:
@@ -122,7 +143,7 @@ def _finite(x: float) -> float | None:
 def _measured(found: Measurement | None) -> records.Measured:
     if found is None:
         return records.Measured(status="not-measured", reason="not asked for")
-    return found.record()
+    return to_record(found)
 
 
 def _regions(topology: Topology, certificate: Certificate, seen: Measurements | None) -> list[records.Region]:

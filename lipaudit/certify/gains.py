@@ -214,10 +214,14 @@ class Tree:
         return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
     def _is_map(self, region: Region) -> bool:
-        """True if nothing but its exit is seen outside, so that a parent may treat it as one map of its entries."""
+        """True if it reads nothing but its entries and shows nothing but its exit, so that a parent may treat it as one map."""
         if len(region.nodes) < 2 or not region.entries:
             return False
         names = set(region.nodes)
+        inside = {output for name in region.nodes for output in self._nodes[name].outputs}
+        read = {name for node in region.nodes for name in self._nodes[node].inputs if name in self._moving}
+        if not read <= inside | set(region.entries):
+            return False
         seen = {
             output
             for name in region.nodes

@@ -10,7 +10,7 @@ import numpy as np
 from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper, repeat_factor
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown
 from lipaudit.operators.interval import add
-from lipaudit.operators.normalization import (
+from lipaudit.operators.normalizing import (
     Normalizing,
     Plan,
     affine_operand,

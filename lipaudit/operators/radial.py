@@ -201,7 +201,7 @@ def centred_scale_norm(scale: Floats) -> float:
     squares = np.sort((g / top) ** 2)[::-1]
     if squares[1] > 1 - 2.0**-20:
         return top
-    # Newton-free candidate: bisection in float64, then one verified evaluation slightly above.
+    # Bisection in float64 gives a candidate; one verified evaluation slightly above it decides.
     low, high = float(squares[1]), 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -209,10 +209,11 @@ def centred_scale_norm(scale: Floats) -> float:
             low = middle
         else:
             high = middle
-    candidate = high + (1 - high) * 2.0**-20
-    if not squares[1] < candidate < 1 or not _dominates(squares, candidate):
-        return top
-    return widen(top * math.sqrt(candidate), 8)
+    for slack in (2.0**-40, 2.0**-30, 2.0**-20, 2.0**-10):
+        candidate = high + (1 - high) * slack
+        if squares[1] < candidate < 1 and _dominates(squares, candidate):
+            return widen(top * math.sqrt(candidate), 8)
+    return top
 
 
 def _dominates(squares: Floats, x: float) -> bool:

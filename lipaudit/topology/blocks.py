@@ -1,0 +1,219 @@
+"""Blocks: what lies between two neighbours on a spine when paths part and join again.
+
+The node that joins the paths decides: a sum with one side that is (nearly) its entry is a residual block, a concatenation with the
+entry is a dense block, a product is a gate, attention joins its queries, keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from lipaudit.graph.ir import Node
+from lipaudit.topology.draft import Draft
+from lipaudit.topology.grouping import sequence
+from lipaudit.topology.nodes import ATTENTION, SKIP_NORMALIZATIONS, Roles
+
+__all__ = ["Strand", "block"]
+
+_SUMS = frozenset({"ai.onnx::Add", "ai.onnx::Sum", "ai.onnx::Sub", "com.microsoft::QLinearAdd"})
+_CONCATENATIONS = frozenset({"ai.onnx::Concat", "com.microsoft::QLinearConcat"})
+_PRODUCTS = frozenset({"ai.onnx::Mul", "com.microsoft::QLinearMul"})
+_ROTATING = frozenset({"ai.onnx::Neg", "ai.onnx::Sub"})
+
+
+@dataclass(eq=False)
+class Strand:
+    """A chain inside a block: its items in order and the value that it ends in ("" if it ends in a node)."""
+
+    items: list[Draft]
+    tail: str
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All nodes in order."""
+        return [node for item in self.items for node in item.nodes()]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What classification looks at."""
+
+    roles: Roles
+    entries: frozenset[str]
+    strands: list[Strand]
+    fork: Draft | None
+    join: Node
+
+    @cached_property
+    def by_tail(self) -> dict[str, Strand]:
+        """The strand that ends in a value."""
+        return {strand.tail: strand for strand in self.strands if strand.tail}
+
+    @cached_property
+    def owner(self) -> dict[str, int]:
+        """The strand (by position) that computes a value."""
+        return {name: i for i, strand in enumerate(self.strands) for node in strand.nodes for name in node.outputs if name}
+
+    def is_clean(self, strand: Strand) -> bool:
+        """True if the strand reads nothing of the block but its entries."""
+        own = self.owner[strand.nodes[0].outputs[0]]
+        return all(self.owner.get(name, own) == own for node in strand.nodes for name in self.roles.reads(node))
+
+
+def block(roles: Roles, entries: frozenset[str], strands: list[Strand], fork: Draft | None, join: Node | None) -> Draft:
+    """Classify one block.
+
+    ``fork`` is a node that only takes the entry apart (Split) and belongs to the block, ``join`` the node in which all paths meet
+    (None at the outputs of the graph).
+    """
+    if join is None:
+        parts = [*_leading(fork), *_parts(roles, strands, "part")]
+        where = ", ".join(sorted(entries)[:3])
+        return Draft("other", children=parts, reason=f"the outputs are computed from {where} on separate paths")
+    found = _Block(roles, entries, strands, fork, join)
+    if join.kind in ATTENTION:
+        return _attention(found)
+    if _is_linear_block(found):
+        return _linear(found)
+    if join.kind in _SUMS or join.kind in SKIP_NORMALIZATIONS:
+        return _residual(found)
+    if join.kind in _CONCATENATIONS:
+        return _concatenation(found)
+    if join.kind in _PRODUCTS:
+        quantized = fork is not None and fork.own and "Quantize" in fork.own[0].op
+        if quantized:
+            return Draft.flat("quantized", [*_leading(fork), *(item for strand in strands for item in strand.items)], join)
+        return Draft("gate", children=[*_leading(fork), *_parts(roles, strands, "part"), _join(found)])
+    return _other(found, f"{join.op} joins paths from {', '.join(sorted(entries)[:3])}")
+
+
+def _leading(fork: Draft | None) -> list[Draft]:
+    return [fork.as_role("split")] if fork is not None else []
+
+
+def _parts(roles: Roles, strands: list[Strand], role: str) -> list[Draft]:
+    return [sequence(roles, strand.items).as_role(role) for strand in strands if strand.items]
+
+
+def _join(found: _Block, *nodes: Node) -> Draft:
+    kind, reason = found.roles.leaf_kind(found.join)
+    if kind in ("other", "affine-chain"):
+        kind, reason = "join", ""
+    return Draft(kind, (*nodes, found.join), role="join", reason=reason)
+
+
+def _other(found: _Block, reason: str) -> Draft:
+    return Draft("other", children=[*_leading(found.fork), *_parts(found.roles, found.strands, "part"), _join(found)], reason=reason)
+
+
+# ---------------------------------------------------------------------- linear blocks
+
+
+def _is_linear_block(found: _Block) -> bool:
+    """True if the block is one affine map: all its nodes are linear. A residual with weights stays a residual."""
+    roles = found.roles
+    if not roles.is_linear_join(found.join) or found.join.kind in SKIP_NORMALIZATIONS:
+        return False
+    nodes = [node for strand in found.strands for node in strand.nodes]
+    if not all(roles.is_linear(node) or roles.is_linear_join(node) for node in nodes):
+        return False
+    has_identity = any(name in found.entries for name in roles.reads(found.join))
+    return not (has_identity and any(roles.is_weight_layer(node) for node in nodes))
+
+
+def _linear(found: _Block) -> Draft:
+    """One leaf; a rotation of pairs by position (RoPE) is marked."""
+    draft = Draft.flat("affine-block", [*_leading(found.fork), *(item for strand in found.strands for item in strand.items)], found.join)
+    kinds = [node.kind for node in draft.own]
+    if kinds.count("ai.onnx::Mul") >= 2 and any(kind in _ROTATING for kind in kinds) and not any(map(found.roles.is_weight_layer, draft.own)):
+        draft.facts["rotary"] = True
+    return draft
+
+
+# ---------------------------------------------------------------------- sums
+
+
+def _residual(found: _Block) -> Draft:
+    """``shortcut + branch``; sums of sums count as one sum."""
+    operands, inner = _operands(found)
+    sums = {node.name for node in inner}
+    strands = [strand for strand in found.strands if not (strand.items and all(node.name in sums for node in strand.nodes))]
+    identity = [name for name in operands if name in found.entries]
+    kept = {id(strand) for strand in strands}
+    by_operand = {name: found.by_tail[name] for name in operands if name in found.by_tail and id(found.by_tail[name]) in kept}
+    shortcuts = [s for s in by_operand.values() if s.items and found.is_clean(s) and all(found.roles.is_shortcut(n) for n in s.nodes)]
+    join = _join(found, *inner)
+    if identity:
+        rest = [strand for strand in strands if strand.items]
+        return _made(found, "identity", [], rest, by_operand, join)
+    if not shortcuts:
+        return _other(found, "both sides of the addition are nonlinear in its entry" if len(by_operand) > 1 else "the paths into the addition cross")
+    chosen = min(shortcuts, key=lambda s: (sum(map(found.roles.is_weight_layer, s.nodes)), len(s.nodes)))
+    if all(found.roles.is_identity(node) for node in chosen.nodes):
+        kind = "identity"
+    elif not any(found.roles.is_weight_layer(node) for node in chosen.nodes) and all(
+        found.roles.is_identity(node) or node.op in ("Mul", "Div", "Neg") for node in chosen.nodes
+    ):
+        kind = "scaled"
+    else:
+        kind = "projection"
+    return _made(found, kind, chosen.items, [s for s in strands if s is not chosen and s.items], by_operand, join)
+
+
+def _operands(found: _Block) -> tuple[list[str], list[Node]]:
+    """The summands of the join, after inner sums that nothing else reads, and those inner sums."""
+    operands: list[str] = []
+    inner: list[Node] = []
+    producer = found.roles.graph.producer
+    stack = list(reversed(_moving_operands(found.roles, found.join)))
+    while stack:
+        name = stack.pop()
+        node = producer.get(name)
+        strand = found.by_tail.get(name)
+        alone = strand is not None and node is not None and len(strand.items) == 1 and strand.nodes[0] is node
+        if alone and node is not None and node.kind in _SUMS and len(found.roles.reads(node)) > 1 and len(found.roles.graph.consumers.get(name, ())) == 1:
+            inner.append(node)
+            stack.extend(reversed(_moving_operands(found.roles, node)))
+        else:
+            operands.append(name)
+    return operands, inner[::-1]
+
+
+def _moving_operands(roles: Roles, node: Node) -> list[str]:
+    return [name for name in node.inputs if name in roles.moving]
+
+
+def _made(found: _Block, kind: str, shortcut: list[Draft], rest: list[Strand], by_operand: dict[str, Strand], join: Draft) -> Draft:
+    """The residual region with its parts."""
+    tails = {id(strand) for strand in by_operand.values()}
+    direct = [strand for strand in rest if id(strand) in tails]
+    if len(direct) == len(rest):
+        branches = [sequence(found.roles, strand.items).as_role("branch") for strand in rest]
+    else:  # paths cross inside the branch
+        branches = [Draft("other", children=_parts(found.roles, rest, "part"), role="branch", reason="paths cross inside the branch")]
+    children = [*_leading(found.fork), *branches]
+    if shortcut:
+        children.append(sequence(found.roles, shortcut).as_role("shortcut"))
+    return Draft("residual", children=[*children, join], facts={"shortcut": kind, "branches": len(branches)})
+
+
+# ---------------------------------------------------------------------- concatenations and attention
+
+
+def _concatenation(found: _Block) -> Draft:
+    """A dense block keeps its entry; parallel branches (inception) do not."""
+    operands = _moving_operands(found.roles, found.join)
+    kind = "dense-concat" if any(name in found.entries for name in operands) else "concat"
+    return Draft(kind, children=[*_leading(found.fork), *_parts(found.roles, found.strands, "branch"), _join(found)])
+
+
+def _attention(found: _Block) -> Draft:
+    """Queries, keys and values by the operand that they end in."""
+    labels = dict(zip(found.join.inputs, ("query", "key", "value", "bias"), strict=False))
+    children: list[Draft] = []
+    for strand in found.strands:
+        if strand.items:
+            children.append(sequence(found.roles, strand.items).as_role(labels.get(strand.tail, "input")))
+    core = Draft("attention-core", (found.join,), role="core")
+    return Draft("attention", children=[*_leading(found.fork), *children, core])

@@ -1,0 +1,100 @@
+"""Recognised computations become one node each; the law: the same values at the same names, in real arithmetic.
+
+The fused node stands where the last node that it covers stood, so the order stays topological. A node is claimed once, by
+the first pattern that matches in graph order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lipaudit.graph.ir import Constant, Graph, Node, Value
+from lipaudit.topology.match import Match, Mismatch, Pattern, Refusal, View
+from lipaudit.topology.patterns.attention import attention
+from lipaudit.topology.patterns.gelu import erf_gelu, tanh_gelu
+from lipaudit.topology.patterns.normalization import normalization
+from lipaudit.topology.patterns.swish import clip_hard_swish, hard_swish, mish, swish
+
+__all__ = ["PATTERNS", "Fused", "fuse"]
+
+PATTERNS: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
+    {
+        "ai.onnx::Erf": (("GELU", erf_gelu),),
+        "ai.onnx::Tanh": (("Mish", mish), ("GELU", tanh_gelu)),
+        "ai.onnx::Sigmoid": (("SiLU", swish),),
+        "ai.onnx::HardSigmoid": (("HardSwish", hard_swish),),
+        "ai.onnx::Clip": (("HardSwish", clip_hard_swish),),
+        "ai.onnx::Sqrt": (("normalization", normalization),),
+        "ai.onnx::Pow": (("normalization", normalization),),
+        "ai.onnx::ReduceL2": (("normalization", normalization),),
+        "ai.onnx::Softmax": (("attention", attention),),
+    }
+)
+"""The patterns by the operator that they pivot on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """The abstract graph, and why pivots were not recognised."""
+
+    graph: Graph
+    refusals: tuple[Refusal, ...]
+
+
+def fuse(graph: Graph, moving: frozenset[str]) -> Fused:
+    """Replace every recognised computation on moving values by one node."""
+    view = View(graph, moving)
+    position = {node.name: i for i, node in enumerate(graph.nodes)}
+    claimed: dict[str, str] = {}
+    matches: dict[int, Match] = {}
+    refusals: list[Refusal] = []
+    for pivot in graph.nodes:
+        patterns = PATTERNS.get(pivot.kind)
+        if patterns is None or not any(name in moving for name in pivot.inputs):
+            continue
+        for label, pattern in patterns:
+            try:
+                match = pattern(view, pivot)
+                if match is None:
+                    continue
+                other = next((claimed[node.name] for node in match.covered if node.name in claimed), None)
+                if other is not None:
+                    raise Mismatch(f"a part of it belongs to the pattern around {other!r}")
+            except Mismatch as reason:
+                refusals.append(Refusal(pivot.name, label, str(reason)))
+                continue
+            claimed.update((node.name, pivot.name) for node in match.covered)
+            matches[max(position[node.name] for node in match.covered)] = match
+            break
+    return Fused(_replace(graph, position, claimed, matches), tuple(refusals))
+
+
+def _replace(graph: Graph, position: Mapping[str, int], claimed: Mapping[str, str], matches: Mapping[int, Match]) -> Graph:
+    nodes: list[Node] = []
+    constants: dict[str, Constant] = dict(graph.constants)
+    values: dict[str, Value] = dict(graph.values)
+    helpers: set[str] = set()
+    for i, node in enumerate(graph.nodes):
+        match = matches.get(i)
+        if match is None:
+            if node.name not in claimed:
+                nodes.append(node)
+            continue
+        for constant in match.constants:
+            constants[constant.name] = constant
+        for helper in match.helpers:
+            if helper.name not in helpers:
+                helpers.add(helper.name)
+                nodes.append(helper)
+                source = graph.value(helper.inputs[0])
+                values[helper.outputs[0]] = Value(helper.outputs[0], source.dtype, source.shape)
+        ordered = sorted(match.covered, key=lambda covered: position[covered.name])
+        covers = tuple(name for covered in ordered for name in (covered.covers or (covered.name,)))
+        nodes.append(match.fused.renamed(name=node.name, covers=covers))
+    inside = {name for match in matches.values() for node in match.covered for name in node.outputs}
+    kept = {name for node in nodes for name in node.outputs}
+    for name in inside - kept:
+        values.pop(name, None)
+    return graph.with_nodes(tuple(nodes), constants=constants, values=values)

@@ -168,7 +168,7 @@ class Scalar(Rule):
         law = self.law(site)
         if i or self.entry.bias or isinstance(law, Unknown) or not self._is_linear(law):
             return None
-        from lipaudit.bounds.linear import Diagonal
+        from lipaudit.bounds.diagonal import Diagonal
 
         lo, hi = law.slope.floats()
         return Diagonal(np.asarray(lo), site.shape(0)) if lo == hi else None

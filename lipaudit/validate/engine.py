@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lipaudit.graph.export import to_model
 from lipaudit.validate.adjoints import Derivative, NoDerivative, jvp, vjp
-from lipaudit.validate.problem import Problem, cut
+from lipaudit.validate.problem import Problem
 from lipaudit.validate.session import Deadline, Session
 
 __all__ = ["SMALL", "Engine", "State"]
@@ -46,8 +46,7 @@ class Engine:
         self.problem = problem
         self.deadline = deadline
         names = [part.name for part in problem.parts]
-        self._graph = cut(problem.graph, names, problem.outputs)
-        self._sources = names
+        self._graph = problem.graph
         self.spent = 0.0
         self.why_no_derivative = ""
         self._vjp: Derivative | None = None

@@ -126,11 +126,10 @@ def prepare(
     sources: Sequence[Source],
     domain: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     outputs: Sequence[str] | None,
-    extra: Sequence[str],
     seed: int,
     inputs: Mapping[str, NDArray[Any]] | None,
 ) -> Problem | str:
-    """The problem, or one sentence why there is nothing to search. ``extra`` names inner values that must stay computable."""
+    """The problem, or one sentence why there is nothing to search."""
     chosen = list(dict.fromkeys(graph.outputs if outputs is None else outputs))
     chosen = [name for name in chosen if graph.value(name).is_float or not graph.value(name).dtype]
     if not chosen:
@@ -141,7 +140,7 @@ def prepare(
     for name in (*names, *chosen):
         if graph.value(name).shape is None:
             return f"the shape of {name!r} is not known."
-    small = cut(graph, names, [*chosen, *(name for name in extra if name not in graph.constants)])
+    small = cut(graph, names, chosen)
     parts, ends, start = [], [], 0
     for source in sources:
         value = graph.value(source.value.name)

@@ -63,7 +63,8 @@ def _max_pool(call: Call) -> Array:
         raise NotExact("MaxPool with its Indices output")
     x = call.x()
     window, _ = pooling_window(call.site, x.shape[2:])
-    padded = np.pad(x, [(0, 0), (0, 0), *window.pads()], constant_values=-np.inf)
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    padded = np.pad(x, [(0, 0), (0, 0), *window.pads()], constant_values=lowest)
     result: Array | None = None
     for _, cut in window.taps():
         piece = padded[(slice(None), slice(None), *cut)]

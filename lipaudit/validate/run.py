@@ -1,0 +1,241 @@
+"""One validation: headline gain, gain of each source to each output, gain of each region, from one set of proved pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipaudit.bounds.scalar import Norm
+from lipaudit.bounds.threads import single_threaded
+from lipaudit.errors import ModelError
+from lipaudit.graph.ir import Graph
+from lipaudit.validate.budget import Budget, flops
+from lipaudit.validate.confirm import Confirmer, Quotient
+from lipaudit.validate.direction import View
+from lipaudit.validate.engine import Engine
+from lipaudit.validate.measurement import Measurement, Measurements, not_measured
+from lipaudit.validate.problem import Problem, prepare
+from lipaudit.validate.search import Search
+from lipaudit.validate.session import Deadline, OutOfTime, resolve_device
+from lipaudit.validate.settle import Proof, Settler
+
+if TYPE_CHECKING:
+    from lipaudit.topology.sources import Source
+
+__all__ = ["validate"]
+
+Array = NDArray[Any]
+Progress = Callable[[float], None]
+
+# Of a time limit, the part that the search may take; the rest is for confirming.
+_SEARCH_TIME = 0.7
+# Floating-point operations that confirming may take.
+_CONFIRM_WORK = 2e10
+
+
+def validate(
+    graph: Graph,
+    sources: Sequence[Source],
+    domain: Mapping[str, tuple[Array, Array]],
+    *,
+    regions: Sequence[tuple[str, tuple[str, ...], str]] = (),
+    outputs: Sequence[str] | None = None,
+    norm: Norm = "l2",
+    budget: Budget,
+    device: str = "auto",
+    seed: int = 0,
+    inputs: Mapping[str, Array] | None = None,
+    time_limit: float | None = None,
+    progress: Progress | None = None,
+) -> Measurements:
+    """Measure gains of ``graph`` by searching for pairs of inputs.
+
+    Parameters
+    ----------
+    graph
+        Simplified: shapes static, float outputs.
+    sources
+        Where gains start: graph inputs, or inner values (the output of an embedding), at which the graph is cut.
+    domain
+        Box by value name of a source: ``(lo, hi)``, broadcastable to its shape; sources not listed range over all reals.
+    regions
+        ``(path, entry values, exit value)`` whose own gain is measured on the same pairs.
+    outputs
+        Which outputs; None for all float ones.
+    norm
+        "l2", "l1" or "linf" on flattened (and concatenated) values.
+    budget
+        Effort in evaluations.
+    device
+        "auto", "cpu" or "cuda" for the search; pairs are confirmed on the CPU.
+    seed
+        Equal seeds give equal results.
+    inputs
+        Values by name: for sources points to start from (several along a new leading axis), for other inputs their values.
+    time_limit
+        Seconds; a safety net (the budget's own if None). A search that it cut short says so in its method.
+    progress
+        Called with the fraction done.
+
+    Returns
+    -------
+    Measurements
+        Every ``lower`` is a lower bound of the true gain of that pair, rounding included (see ``validate.confirm``).
+
+    Raises
+    ------
+    UsageError
+        If ``device`` is unknown, or "cuda" does not work.
+    """
+    resolved = resolve_device(device)
+    seconds = budget.seconds if time_limit is None else time_limit
+    problem = prepare(graph, sources, domain, outputs, seed, inputs)
+    if isinstance(problem, str):
+        return _nothing(problem, resolved)
+    try:
+        with single_threaded(), Deadline(seconds * _SEARCH_TIME) as search, Deadline(seconds) as confirm:
+            return _Validation(problem, regions, norm, budget, resolved, seed, search, confirm, progress).run()
+    except OutOfTime:
+        return _nothing(f"the model did not run to its end within {seconds:g} seconds.", resolved)
+    except RuntimeError as error:
+        return _nothing(f"onnxruntime cannot run the model: {error}.", resolved)
+    except ModelError as error:
+        return _nothing(str(error), resolved)
+    except MemoryError:
+        return _nothing("the model does not fit into memory.", resolved)
+
+
+def _nothing(reason: str, device: str) -> Measurements:
+    return Measurements(not_measured(reason[:1].upper() + reason[1:], device=device), device=device)
+
+
+@dataclass
+class _Validation:
+    problem: Problem
+    regions: Sequence[tuple[str, tuple[str, ...], str]]
+    norm: Norm
+    budget: Budget
+    device: str
+    seed: int
+    search_limit: Deadline
+    confirm_limit: Deadline
+    progress: Progress | None
+    cut_short: bool = False
+    engine: Engine = field(init=False)
+
+    def run(self) -> Measurements:
+        names = [part.name for part in self.problem.parts]
+        self.engine = Engine(self.problem, self.device, self.search_limit)
+        cost = max(flops(self.problem.graph), 1.0)
+        total = self.budget.for_graph(self.problem.graph)
+        self.pairs = int(max(2, min(16, _CONFIRM_WORK / cost)))
+        settler = Settler(Confirmer(self.problem, self._taps(), self.norm, self.confirm_limit), self.pairs)
+        whole = View(self.engine)
+        headline = self._search(whole, (self.seed, 0), total, 0.0, 0.8)
+        self._settle(settler, whole, headline, names, self.problem.outputs, (self.seed, 1))
+        matrix = self._matrix(settler, total)
+        if self.regions:
+            self._guarded(lambda: settler.explore(whole, [c for c, _ in headline.scouts], (self.seed, 3), self.pairs // 2))
+        self._tell(1.0)
+        return self._collect(settler, names, matrix)
+
+    def _search(self, view: View, seed: tuple[int, ...], evaluations: float, begin: float, end: float) -> Search:
+        search = Search(view, self.norm, seed, evaluations, lambda fraction: self._tell(begin + (end - begin) * fraction))
+        self._guarded(search.run)
+        return search
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OutOfTime:
+            self.cut_short = True
+
+    def _tell(self, fraction: float) -> None:
+        if self.progress is not None:
+            self.progress(fraction)
+
+    def _settle(
+        self, settler: Settler, view: View, search: Search, sources: Sequence[str], exits: Sequence[str], seed: tuple[int, ...]
+    ) -> None:
+        self._guarded(lambda: settler.settle(view, search.best(), sources, exits, self.pairs))
+        if settler.best(sources, exits) is None:
+            self._guarded(lambda: settler.wide(view, sources, exits, seed, self.pairs))
+
+    def _matrix(self, settler: Settler, total: float) -> list[tuple[str, str]]:
+        """Search each pair of source and output with the others held."""
+        parts, outputs = self.problem.parts, self.problem.outputs
+        entries = [(part, name) for part in parts for name in outputs]
+        if len(entries) > 1:
+            each = max(total * 0.5 / len(entries), min(total, 12.0))
+            for i, (part, name) in enumerate(entries):
+                view = View(self.engine, part.place, self.engine.places[name])
+                search = self._search(view, (self.seed, 2, i), each, 0.8 + 0.2 * i / len(entries), 0.8 + 0.2 * (i + 1) / len(entries))
+                share = max(1, self.pairs // len(entries))
+                self._guarded(lambda v=view, s=search, p=part, n=name, k=share: settler.settle(v, s.best(), [p.name], [n], k))
+        return [(part.name, name) for part, name in entries]
+
+    def _taps(self) -> list[str]:
+        """Values at region borders that the searched graph computes."""
+        known = set(self.problem.graph.producer)
+        names = (name for _, entries, leave in self.regions for name in (*entries, leave))
+        return [name for name in dict.fromkeys(names) if name in known and self.problem.graph.value(name).is_float]
+
+    def _collect(self, settler: Settler, names: Sequence[str], matrix: Sequence[tuple[str, str]]) -> Measurements:
+        found = settler.best(names, self.problem.outputs)
+        reason = settler.complaint or "No difference of outputs was seen."
+        held = {name: [other for other in names if other != name] for name in names}
+        return Measurements(
+            self._measurement(found, reason),
+            {(a, b): self._measurement(settler.best([a], [b], held=held[a]), reason) for a, b in matrix},
+            {path: self._region(settler, entries, leave, reason) for path, entries, leave in self.regions},
+            self.engine.device,
+            self._arrays(None if found is None else found[0]),
+        )
+
+    def _region(self, settler: Settler, entries: Sequence[str], leave: str, reason: str) -> Measurement:
+        graph = self.problem.graph
+        known = set(graph.producer) | {part.name for part in self.problem.parts}
+        moving = [name for name in dict.fromkeys(entries) if name in known and graph.value(name).is_float]
+        if leave not in known or not moving or not graph.value(leave).is_float:
+            return not_measured("No floating-point value passes through it on the way to the outputs.", device=self.engine.device)
+        return self._measurement(settler.best(moving, [leave]), reason)
+
+    def _measurement(self, found: tuple[Proof, Quotient] | None, reason: str) -> Measurement:
+        device, method = self.engine.device, self._method()
+        if found is None:
+            return not_measured(reason[:1].upper() + reason[1:], device=device, method=method)
+        proof, quotient = found
+        witness = {
+            "seed": self.seed,
+            "start": proof.family,
+            "difference": quotient.difference.decimal(),
+            "distance": quotient.distance.decimal(),
+        }
+        return Measurement("measured", quotient.lower, device, method, witness, "", quotient.difference, quotient.distance)
+
+    def _method(self) -> str:
+        if self.engine.differentiable:
+            how = "scouts by Jacobian products, pair ascent, local moves"
+        else:
+            how = f"random pairs and evolution ({self.engine.why_no_derivative})"
+        stop = ", stopped by the time limit" if self.cut_short else ""
+        return f"{how}; {self.budget.name} budget{stop}; pair confirmed in float64"
+
+    def _arrays(self, proof: Proof | None) -> dict[str, Array]:
+        if proof is None:
+            return {}
+        arrays: dict[str, Array] = {}
+        for part in self.problem.parts:
+            arrays[f"x:{part.name}"] = _narrow(proof.x.point[part.place].reshape(part.shape))
+            arrays[f"y:{part.name}"] = _narrow(proof.y.point[part.place].reshape(part.shape))
+        return arrays | {f"fixed:{name}": array for name, array in self.problem.fixed.items()}
+
+
+def _narrow(array: NDArray[np.float64]) -> Array:
+    """float32 if that is exact."""
+    narrow = array.astype(np.float32)
+    return narrow if np.array_equal(narrow.astype(np.float64), array) else array

@@ -1,0 +1,253 @@
+"""Search for a pair of inputs with a large gain: scouts at diverse points, pair ascent from the best, local moves, polish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipaudit.bounds.scalar import Norm
+from lipaudit.validate.ascent import Pair, ascend, pair_gain, spread
+from lipaudit.validate.direction import Direction, View, worst_direction
+from lipaudit.validate.engine import State
+from lipaudit.validate.starts import Start, starts, width
+from lipaudit.validate.vectors import norm_of, unit
+
+__all__ = ["Candidate", "Search"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What the float32 search believes: ``gain`` at ``point`` along ``step`` (full length: the pair is point, point + step).
+
+    ``local`` marks the slope of a Jacobian (the pair may be drawn closer), otherwise the gain is that of the pair itself.
+    """
+
+    gain: float
+    point: Floats
+    step: Floats
+    family: str
+    local: bool
+
+
+@dataclass
+class Search:
+    """One search; ``found`` grows while it runs, so that an interrupted search keeps what it has.
+
+    Parameters
+    ----------
+    view
+        What moves and what is looked at.
+    norm
+        The norm on both sides.
+    seed
+        Everything random comes from it.
+    budget
+        Evaluations to spend.
+    """
+
+    view: View
+    norm: Norm
+    seed: tuple[int, ...]
+    budget: float
+    progress: Callable[[float], None] = lambda fraction: None
+    found: list[Candidate] = field(default_factory=list)
+    scouts: list[tuple[Candidate, State]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Spend the budget. Raises OutOfTime at the time limit; ``found`` is valid then as well."""
+        rng = np.random.default_rng([*self.seed])
+        self._begin = self.view.engine.spent
+        if self.view.engine.differentiable:
+            self._scout(rng, 0.35)
+            self._climb(rng)
+            self._polish(rng)
+        else:
+            self._evolve(rng)
+
+    def best(self) -> list[Candidate]:
+        """Candidates, the largest believed gain first."""
+        return sorted(self.found, key=lambda c: -c.gain)
+
+    @property
+    def _used(self) -> float:
+        return (self.view.engine.spent - self._begin) / self.budget
+
+    def _tell(self) -> None:
+        self.progress(min(1.0, self._used))
+
+    def _probes(self) -> tuple[int, int]:
+        """Probes and rounds of one local search, by what the budget allows."""
+        if self.budget < 40:
+            return 1, 1
+        return (2, 2) if self.budget < 400 else (4, 3)
+
+    def _scout(self, rng: np.random.Generator, share: float) -> None:
+        probes, rounds = self._probes()
+        for i, start in enumerate(starts(self.view.engine.problem, rng)):
+            if i >= 256 or (self._used >= share and i > 0):
+                break
+            state = self.view.engine.state(start.point)
+            if np.isfinite(self.view.value(state)).all():
+                direction = worst_direction(self.view, state, self.norm, rng, rounds=rounds, probes=probes)
+                self._keep_local(state, direction, start.family, scout=True)
+            self._tell()
+        self.scouts.sort(key=lambda item: -item[0].gain)
+        del self.scouts[12:]
+
+    def _keep_local(self, state: State, direction: Direction, family: str, *, scout: bool = False) -> None:
+        if direction.gain <= 0:
+            return
+        reach = self._reach(state.point)
+        candidate = Candidate(direction.gain, state.point, direction.tangent * reach, family, local=True)
+        self.found.append(candidate)
+        if scout:
+            self.scouts.append((candidate, state))
+        if len(self.found) > 64:
+            self.found = self.best()[:32]
+
+    def _keep_pair(self, pair: Pair, family: str) -> None:
+        if pair.gain > 0:
+            step = (pair.z.point - pair.x.point)[self.view.inputs]
+            self.found.append(Candidate(pair.gain, pair.x.point, step, family, local=False))
+
+    def _scale(self, point: Floats) -> float:
+        """Size of the region around ``point``, as the half-width of open elements."""
+        return max(float(np.abs(point[self.view.inputs]).max(initial=0.0)), 1e-3)
+
+    def _reach(self, point: Floats) -> float:
+        """Length of a step along a unit tangent: a thousandth of the point, or of the box."""
+        across = norm_of(width(self.view.engine.problem, self._scale(point))[self.view.inputs], self.norm)
+        return 1e-3 * max(norm_of(point[self.view.inputs], self.norm), 0.1 * across)
+
+    def _diameter(self, point: Floats) -> float:
+        return norm_of(width(self.view.engine.problem, self._scale(point))[self.view.inputs], "l2")
+
+    def _climb(self, rng: np.random.Generator) -> None:
+        """Pair ascent from each scout in turn, then moves around the best point, until the budget ends."""
+        i, limit = 0, 0.9
+        while self.scouts and self._used < limit:
+            candidate, state = self.scouts[i % len(self.scouts)]
+            if i < len(self.scouts):
+                self._ascend_from(candidate, state, rng, limit)
+            self._local_moves(rng, limit, 40)
+            if i >= len(self.scouts):
+                self._restart(rng, limit)
+            i += 1
+            self._tell()
+
+    def _ascend_from(self, candidate: Candidate, state: State, rng: np.random.Generator, limit: float) -> None:
+        engine, view = self.view.engine, self.view
+        left = (limit - self._used) * self.budget
+        if left < 8:
+            engine.spent += max(left, 0.0)
+            return
+        diameter = self._diameter(state.point)
+        direction = unit(candidate.step, "l2")
+        ends = [engine.state(view.move(state.point, sign * 0.02 * diameter * direction)) for sign in (1.0, -1.0)]
+        z = max(ends, key=lambda end: pair_gain(view, state, end, self.norm))
+        if norm_of((z.point - state.point)[view.inputs], "l2") < spread(view, state.point, 1e-6 * diameter):
+            return
+        pair = ascend(view, state, z, self.norm, diameter, min(left, 0.2 * self.budget))
+        self._keep_pair(pair, f"{candidate.family}, pair ascent")
+        probes, rounds = self._probes()
+        for t in (0.0, 0.25, 0.5, 0.75, 1.0):
+            if self._used >= limit:
+                return
+            point = engine.problem.clip((1 - t) * pair.x.point + t * pair.z.point)
+            middle = engine.state(point)
+            start = unit((pair.z.point - pair.x.point)[view.inputs], self.norm)
+            found = worst_direction(view, middle, self.norm, rng, rounds=rounds, probes=probes, start=start)
+            self._keep_local(middle, found, f"{candidate.family}, pair ascent")
+
+    def _local_moves(self, rng: np.random.Generator, limit: float, count: int) -> None:
+        """Random moves around the best local candidate; a gain is kept, the step adapts."""
+        view = self.view
+        local = [candidate for candidate in self.best() if candidate.local][:1]
+        if not local:
+            return
+        best, size = local[0], 0.05
+        probes, rounds = self._probes()
+        for _ in range(count):
+            if self._used >= limit:
+                return
+            sparse = rng.random(view.size) < rng.choice([0.02, 0.2, 1.0])
+            moves = rng.standard_normal(view.size) * sparse * width(view.engine.problem, self._scale(best.point))[view.inputs]
+            state = view.engine.state(view.move(best.point, size * moves))
+            found = worst_direction(
+                view, state, self.norm, rng, rounds=max(1, rounds - 1), probes=probes, start=unit(best.step, self.norm)
+            )
+            if found.gain > best.gain:
+                self._keep_local(state, found, best.family.removesuffix(", local moves") + ", local moves")
+                best = self.found[-1] if self.found[-1].gain == found.gain else self.best()[0]
+                size = min(0.2, size * 1.5)
+            else:
+                size = max(1e-3, size * 0.85)
+
+    def _restart(self, rng: np.random.Generator, limit: float) -> None:
+        """A fresh scout and an ascent from it."""
+        draws = starts(self.view.engine.problem, rng)
+        skip = 3 + len(self.view.engine.problem.given) + int(rng.integers(0, 12))
+        start: Start | None = None
+        for _, start in zip(range(skip + 1), draws, strict=False):
+            pass
+        assert start is not None
+        state = self.view.engine.state(start.point)
+        if not np.isfinite(self.view.value(state)).all():
+            return
+        probes, rounds = self._probes()
+        direction = worst_direction(self.view, state, self.norm, rng, rounds=rounds, probes=probes)
+        if direction.gain > 0:
+            self._keep_local(state, direction, start.family)
+            candidate = Candidate(direction.gain, state.point, direction.tangent * self._reach(state.point), start.family, local=True)
+            self._ascend_from(candidate, state, rng, limit)
+
+    def _polish(self, rng: np.random.Generator) -> None:
+        """More rounds at the two best points: matters where the Jacobian is large."""
+        probes, _ = self._probes()
+        rounds = max(1, int(0.1 * self.budget / (4 * (2.5 + 2 * probes))))
+        for candidate in [c for c in self.best() if c.local][:2]:
+            state = self.view.engine.state(candidate.point)
+            start = unit(candidate.step, self.norm)
+            found = worst_direction(self.view, state, self.norm, rng, rounds=min(rounds, 60), probes=probes, start=start)
+            self._keep_local(state, found, candidate.family)
+        self.progress(1.0)
+
+    def _evolve(self, rng: np.random.Generator) -> None:
+        """Without derivatives: random pairs, then mutations of the best pair's point and direction."""
+        view, engine = self.view, self.view.engine
+        best: Pair | None = None
+        family = ""
+        draws = starts(engine.problem, rng)
+        while self._used < 0.4:
+            start = next(draws)
+            x = engine.state(start.point)
+            pair = self._pair_along(x, unit(rng.standard_normal(view.size), self.norm), 10.0)
+            if pair is not None and (best is None or pair.gain > best.gain):
+                best, family = pair, start.family
+                self._keep_pair(pair, f"{family}, random pair")
+            self._tell()
+        size = 0.5
+        while best is not None and self._used < 1.0:
+            step = unit((best.z.point - best.x.point)[view.inputs], "l2") * np.sqrt(view.size)
+            sparse = rng.random(view.size) < rng.choice([0.05, 0.3, 1.0])
+            direction = unit(step + size * 2 * rng.standard_normal(view.size) * sparse, self.norm)
+            shift = width(engine.problem, self._scale(best.x.point))[view.inputs] * rng.standard_normal(view.size)
+            moved = rng.random() < 0.5
+            x = engine.state(view.move(best.x.point, 0.1 * size * shift)) if moved else best.x
+            pair = self._pair_along(x, direction, float(rng.choice([1.0, 10.0, 100.0])))
+            if pair is not None and pair.gain > best.gain:
+                best, size = pair, min(1.0, size * 1.3)
+                self._keep_pair(pair, f"{family}, evolution")
+            else:
+                size = max(0.02, size * 0.95)
+            self._tell()
+
+    def _pair_along(self, x: State, direction: Floats, stretch: float) -> Pair | None:
+        z = self.view.engine.state(self.view.move(x.point, direction * (self._reach(x.point) * stretch)))
+        gain = pair_gain(self.view, x, z, self.norm)
+        return Pair(x, z, gain) if gain > 0 else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,26 @@ class NotEvaluated(Exception):
     """A fact is null (or of another type than the condition needs), so the condition is neither true nor false."""
 
 
+_EXTENSION = "cel.cel"
+
+
+@cache
 def _compiler() -> Any:
-    """The ``compile`` of the extension module itself: the package's ``__init__`` imports its own command line (150 ms)."""
+    """The ``compile`` of the extension module itself: the package's ``__init__`` imports its own command line (150 ms).
+
+    The extension can be initialised once in a process (a second time it panics), so it is kept where an import finds it.
+    """
+    if _EXTENSION in sys.modules:
+        return sys.modules[_EXTENSION].compile
     spec = find_spec("cel")
     if spec is not None and spec.submodule_search_locations:
         for path in sorted(Path(spec.submodule_search_locations[0]).glob("cel.*")):
             if path.suffix in (".so", ".pyd"):
-                extension = spec_from_file_location("cel.cel", path)
+                extension = spec_from_file_location(_EXTENSION, path)
                 if extension is not None and extension.loader is not None:
                     module = module_from_spec(extension)
                     extension.loader.exec_module(module)
+                    sys.modules[_EXTENSION] = module
                     return module.compile
     import cel
 

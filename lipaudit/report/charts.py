@@ -1,6 +1,6 @@
 """The pictures of the HTML page: the interval of the headline, the gain of each region, the profile along depth.
 
-All on a log10 axis. Certified is drawn as a pale broad bar, measured as a narrow dark one on top of it, like a thermometer.
+All on a log10 axis. Certified is a bar from gain 1 (it is what multiplies), measured a mark on or beside it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Axis:
         """An axis that holds all points, with round ticks, at most ``most`` of them."""
         lo, hi = min(points), max(points)
         wide = max(hi - lo, 1.0)
+        most = min(most, 4) if wide >= 1000 else most  # long labels need room on a narrow screen
         step = _round_step(wide / (most - 1))
         first, last = math.floor(lo / step) * step, math.ceil(hi / step) * step
         return cls(first, last if last > first else first + step, step, left, right)
@@ -63,7 +64,7 @@ def _round_step(least: float) -> float:
 def _power_of_ten(exponent: float) -> list[Markup | str]:
     if exponent == 0:
         return ["1"]
-    return ["10", element("tspan", {"dy": -4, "font-size": 9}, [f"{exponent:g}"])]
+    return ["10", element("tspan", {"dy": -4, "font-size": 9}, [f"{exponent:.15g}"])]
 
 
 def _grid(axis: Axis, top: float, bottom: float) -> Iterator[Markup]:
@@ -79,7 +80,7 @@ def _grid(axis: Axis, top: float, bottom: float) -> Iterator[Markup]:
 
 def _bar(x1: float, x2: float, y: float, height: float, fill: str, name: str, opacity: float = 1.0) -> Markup:
     start, end = min(x1, x2), max(x1, x2)
-    attributes = {"x": percent(start), "y": y, "width": percent(max(end - start, 0.002)), "height": height, "rx": 2}
+    attributes = {"x": percent(start), "y": y, "width": percent(max(end - start, 0.003)), "height": height, "rx": 2}
     return element("rect", {**attributes, "fill": fill, "fill-opacity": opacity, "class": name})
 
 
@@ -96,12 +97,12 @@ def interval(audit: Audit) -> Markup | None:
     parts = [*_grid(axis, top, bottom), _bar(left, right, 31, 16, CERTIFIED, "certified", 0.45)]
     words: list[str] = []
     if below is not None:
-        parts.append(_end(left, MEASURED, "measured"))
-        parts.append(_end_label("measured", left, right, 76, MEASURED))
+        parts.append(_end(left, MEASURED, "measured-line"))
+        parts.append(_end_label("measured", left, right, 76))
         words.append(f"measured at least 10^{power(below, up=False)}")
     if above is not None:
-        parts.append(_end(right, CERTIFIED, "certified"))
-        parts.append(_end_label("certified", right, left, 76 if below is None or abs(right - left) > 0.35 else 92, CERTIFIED))
+        parts.append(_end(right, CERTIFIED, "certified-line"))
+        parts.append(_end_label("certified", right, left, 76 if below is None or abs(right - left) > 0.35 else 92))
         words.append(f"certified at most 10^{power(above, up=True)}")
     else:
         parts.append(text("no finite certificate, open upwards", "100%", 76, anchor="end"))
@@ -112,7 +113,7 @@ def _end(at: float, fill: str, name: str) -> Markup:
     return element("line", {"x1": percent(at), "x2": percent(at), "y1": 26, "y2": 52, "stroke": fill, "stroke-width": 4, "class": name})
 
 
-def _end_label(words: str, at: float, other: float, y: float, _fill: str) -> Markup:
+def _end_label(words: str, at: float, other: float, y: float) -> Markup:
     anchor = "start" if at < 0.15 else "end" if at > 0.85 else "end" if at < other else "start"
     if other in (0.0, 1.0):
         anchor = "start" if at < 0.5 else "end"
@@ -140,8 +141,8 @@ def _row(region: Region, axis: Axis, y: float) -> Markup:
     certified, measured = sentences.short_certified(region.certified), sentences.short_measured(region.measured)
     parts = [
         element("title", {}, [f"{shorten(region.path, 300)} ({shorten(region.kind, 40)}): certified {certified}, measured {measured}"]),
-        text(shorten(region.path, _LABEL), "0%", y + 16),
-        text(_value(region), "100%", y + 16, anchor="end", size=11),
+        text(shorten(region.path, _LABEL), "0%", y + 15, dx=4),
+        text(_value(region), "100%", y + 15, anchor="end", size=11, dx=-4),
     ]
     above, below = region.certified.log10, region.measured.log10
     if above is not None:
@@ -149,8 +150,14 @@ def _row(region: Region, axis: Axis, y: float) -> Markup:
     elif region.certified.status != "finite":
         parts.append(_open_bar(one, y + 21))
     if below is not None:
-        parts.append(_bar(one, axis.at(below), y + 25, 5, MEASURED, "measured"))
+        parts.append(_mark(axis.at(below), y + 18, 19))
     return element("g", {}, parts)
+
+
+def _mark(at: float, y: float, height: float) -> Markup:
+    """An upright mark at a measured gain."""
+    ends = {"x1": percent(at), "x2": percent(at), "y1": y, "y2": y + height}
+    return element("line", {**ends, "stroke": MEASURED, "stroke-width": 4, "stroke-linecap": "round", "class": "measured-line"})
 
 
 def _value(region: Region) -> list[Markup | str]:

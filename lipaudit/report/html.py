@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 from lipaudit.records import Audit, Region, Step
 from lipaudit.report import charts, sentences
-from lipaudit.report.selection import by_depth, contributors, finding_groups, level, proof, tally, walk
-from lipaudit.report.text import amount, count, facts, paragraph, power, printable, shorten, value
+from lipaudit.report.selection import by_depth, contributors, finding_groups, level, proof, reason_groups, tally, walk
+from lipaudit.report.text import amount, count, facts, power, printable, shorten, value
 
 __all__ = ["render"]
 
@@ -30,12 +30,15 @@ _TREE_DEPTH = 24
 _STEPS = 200
 _OPERATORS = 200
 _REASONS = 100
-_PLACES = 25
+_PLACES = 6
+_MORE_PLACES = 50
 _NODES = 12
 _MATRIX = 100
 _NAME = 100
-_PIECES = re.compile(r"\s+|[^\s/._:,;\\-]{1,24}[/._:,;\\-]{0,4}|[/._:,;\\-]{1,4}")
-_LONG_WORD = re.compile(r"\S{25,}")
+# A place to break stands behind punctuation (not inside a number), and in any word of more than 20 characters.
+_PIECES = re.compile(r"\s+|(?:[^\s/._:,;\\()=-]|[/._:,;\\()=-](?=\d)){1,20}[/._:,;\\()=-]{0,4}|[/._:,;\\()=-]{1,4}")
+_LONG_WORD = re.compile(r"\S{21,}")
+_MARKED = re.compile(r"(`[^`]+`)|\b10\^(-?\d+(?:\.\d+)?)")
 
 
 def render(audit: Audit) -> str:
@@ -66,9 +69,22 @@ def name(text: str, limit: int = _NAME) -> Markup:
 
 
 def prose(text: str, limit: int = 2000) -> Markup:
-    """A sentence that may hold names: only its very long words get places to break."""
-    words = re.split(f"({_LONG_WORD.pattern})", shorten(paragraph(text), limit))
-    return Markup("").join(name(word, len(word)) if _LONG_WORD.fullmatch(word) else word for word in words)
+    """A sentence of lipaudit's or a guideline's, names in it or not: `code` and 10^x are set as such, long words may break."""
+    clean = shorten(text, limit)
+    parts: list[Markup] = []
+    at = 0
+    for match in _MARKED.finditer(clean):
+        parts.append(_breakable(clean[at : match.start()]))
+        code, exponent = match.groups()
+        parts.append(ten_to(exponent) if code is None else Markup("<code>{}</code>").format(_breakable(code[1:-1])))
+        at = match.end()
+    return Markup("").join([*parts, _breakable(clean[at:])])
+
+
+def _breakable(words: str) -> Markup:
+    """Text whose very long words get places to break."""
+    parts = re.split(f"({_LONG_WORD.pattern})", words)
+    return Markup("").join(name(part, len(part)) if _LONG_WORD.fullmatch(part) else part for part in parts)
 
 
 def ten_to(exponent: str) -> Markup:
@@ -122,13 +138,14 @@ def _content(audit: Audit) -> dict[str, Any]:
         "offset": amount(audit.certified.offset or "0") if sentences.has_offset(audit.certified) else "",
         "domain": sentences.domain(audit),
         "notes": sentences.holds_for(audit),
-        "gap": sentences.gap(audit),
+        "gap": _sentence(sentences.gap(audit)),
         "interval": charts.interval(audit),
         "gains": charts.gains(chart_regions),
         "gains_left": chart_left,
         "gains_coarse": any(region.children for region in shown),
         "profile": charts.profile(profile_regions[:_PROFILE_POINTS], audit.certified.log10) if len(profile_regions) <= _PROFILE_POINTS else None,
         "top": contributors(audit, 5),
+        "reason_groups": reason_groups(audit.certified.reasons),
         "rows": rows,
         "rows_left": rows_left,
         "groups": groups,
@@ -136,12 +153,17 @@ def _content(audit: Audit) -> dict[str, Any]:
         "steps": [_step(step, {found.id for found in steps}) for step in steps],
         "steps_total": steps_total,
         "places": _PLACES,
+        "more_places": _MORE_PLACES,
         "reasons": _REASONS,
         "operators": _OPERATORS,
         "nodes": _NODES,
         "matrix": _MATRIX,
         "colours": {"certified": charts.CERTIFIED, "measured": charts.MEASURED},
     }
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _big(decimal: str | None, status: str) -> str:

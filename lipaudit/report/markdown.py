@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lipaudit.records import Audit
 from lipaudit.report import sentences
-from lipaudit.report.selection import contributors, finding_groups, leaves, tally
+from lipaudit.report.selection import contributors, finding_groups, leaves, reason_groups, tally
 from lipaudit.report.text import count, paragraph, printable, shorten
 
 __all__ = ["render"]
@@ -63,10 +63,11 @@ def _reasons(audit: Audit) -> Iterator[str]:
         return
     yield f"**Why {audit.certified.status}**"
     yield ""
-    for reason in found[:_REASONS]:
-        yield f"- {code(reason.op)} {code(reason.node)}: {code(reason.reason, 300)}"
-    if len(found) > _REASONS:
-        yield f"- and {len(found) - _REASONS} more"
+    groups = reason_groups(found)
+    for reason, nodes in groups[:_REASONS]:
+        yield f"- {code(reason.op)} {code(sentences.places(nodes), 300)}: {code(reason.reason, 300)}"
+    if len(groups) > _REASONS:
+        yield f"- and {count(len(groups) - _REASONS, 'more reason')}"
 
 
 def _findings(audit: Audit) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lipaudit.records import Audit, Cited, Finding, Region, Severity, Step
+from lipaudit.records import Audit, Cited, Finding, ReasonRecord, Region, Severity, Step
 
-__all__ = ["SEVERITIES", "FindingGroup", "by_depth", "contributors", "finding_groups", "leaves", "level", "proof", "tally", "walk"]
+__all__ = ["SEVERITIES", "FindingGroup", "by_depth", "contributors", "finding_groups", "leaves", "level", "proof", "reason_groups", "tally", "walk"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -78,6 +78,14 @@ def finding_groups(audit: Audit, keep: Callable[[Finding], bool] = lambda findin
             groups.setdefault((finding.severity, finding.code, finding.name, finding.why, finding.fix), []).append(finding)
     ordered = sorted(groups.values(), key=lambda found: SEVERITIES.index(found[0].severity))
     return [FindingGroup(f[0].code, f[0].name, f[0].severity, f[0].why, f[0].fix, f[0].cite, f) for f in ordered]
+
+
+def reason_groups(reasons: Sequence[ReasonRecord]) -> list[tuple[ReasonRecord, list[str]]]:
+    """Reasons that say the same of the same operator, once each, with the nodes they say it of."""
+    groups: dict[tuple[str, str], tuple[ReasonRecord, list[str]]] = {}
+    for reason in reasons:
+        groups.setdefault((reason.op, reason.reason), (reason, []))[1].append(reason.node)
+    return list(groups.values())
 
 
 def tally(audit: Audit) -> dict[Severity, int]:

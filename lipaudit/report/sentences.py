@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from lipaudit.records import Audit, Certified, Domain, Measured, ReasonRecord
+from collections.abc import Sequence
+
+from lipaudit.records import Audit, Certified, Domain, Measured
 from lipaudit.report.text import amount, paragraph, power, printable, shorten
 
-__all__ = ["certified", "domain", "gap", "headline", "holds_for", "measured", "reason", "short_certified", "short_measured"]
+__all__ = ["certified", "domain", "gap", "headline", "holds_for", "measured", "places", "short_certified", "short_measured"]
 
 _NAME = 80
 
@@ -98,6 +100,7 @@ def headline(audit: Audit) -> str:
     return f"No bound could be certified {where}, because the effect of some operators is not known. They are listed below."
 
 
-def reason(found: ReasonRecord) -> str:
-    """Why a bound is not finite: "Softmax attn_1: ..."."""
-    return f"{shorten(found.op, _NAME)} {shorten(found.node, _NAME)}: {shorten(paragraph(found.reason), 600)}"
+def places(nodes: Sequence[str], limit: int = 3) -> str:
+    """Nodes in a sentence: "a, b, c and 11 more"."""
+    shown = ", ".join(shorten(node, _NAME) for node in nodes[:limit])
+    return f"{shown} and {len(nodes) - limit} more" if len(nodes) > limit else shown

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lipaudit.records import Audit, Measured, Severity
 from lipaudit.report import sentences
-from lipaudit.report.selection import FindingGroup, contributors, finding_groups, leaves, tally
+from lipaudit.report.selection import FindingGroup, contributors, finding_groups, leaves, reason_groups, tally
 from lipaudit.report.text import count, paragraph, printable, shorten
 
 __all__ = ["render"]
@@ -95,10 +95,12 @@ def _reasons(audit: Audit, paint: _Paint) -> Iterator[str]:
     if audit.certified.status == "finite" or not found:
         return
     yield paint.title(f"Why {audit.certified.status}")
-    for reason in found[:_REASONS]:
-        yield from _item("-", sentences.reason(reason))
-    if len(found) > _REASONS:
-        yield f"  ... and {len(found) - _REASONS} more, in the JSON report"
+    groups = reason_groups(found)
+    for reason, nodes in groups[:_REASONS]:
+        where = f"{shorten(reason.op, _NAME)} ({sentences.places(nodes)})"
+        yield from _item("-", f"{where}: {shorten(paragraph(reason.reason), 600)}")
+    if len(groups) > _REASONS:
+        yield f"  ... and {count(len(groups) - _REASONS, 'more reason')}, in the JSON report"
     if audit.certified.status == "unbounded" and audit.domain.kind == "reals":
         yield from _item("", "A smaller domain may make it finite: --input NAME=LO:HI.")
 
@@ -129,8 +131,7 @@ def _skipped(audit: Audit, paint: _Paint) -> Iterator[str]:
     for item in audit.skipped:
         groups.setdefault((item.op, item.what, item.cost), []).append(item.node)
     for (op, what, cost), nodes in list(groups.items())[:_REASONS]:
-        where = ", ".join(shorten(node, 60) for node in nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
-        yield from _item("-", f"{shorten(op, _NAME)} ({where}): {shorten(paragraph(what), 300)}; cost: {shorten(paragraph(cost), 200)}")
+        yield from _item("-", f"{shorten(op, _NAME)} ({sentences.places(nodes)}): {shorten(paragraph(what), 300)}; cost: {shorten(paragraph(cost), 200)}")
     if len(groups) > _REASONS:
         yield f"  ... and {count(len(groups) - _REASONS, 'more operator')}, in the JSON report"
 

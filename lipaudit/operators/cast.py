@@ -18,7 +18,7 @@ from lipaudit.graph.dtypes import dtype_name
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown, scaled
 from lipaudit.operators.flow import Flow, Row, may_be_undefined
 from lipaudit.operators.grid import Grid, grid_of
-from lipaudit.operators.range import Range, reals, up
+from lipaudit.operators.range import Range, extent, reals, up
 
 __all__ = ["Cast"]
 
@@ -112,13 +112,12 @@ class Cast(Rule):
             grid = grid_of(target)
             assert grid is not None
             gap = self._gap(target, grid, x)
-            steps = Range(x.shape, np.asarray(0.0), np.asarray(gap))
-            return Finite(ONE, steps.total_diameter(norm), "rounding to a grid", {"gap": repr(gap)})
+            return Finite(ONE, extent(np.asarray(gap), x.shape, norm), "rounding to a grid", {"gap": repr(gap)})
         with np.errstate(invalid="ignore"):
             widths = np.where(image.lo == image.hi, 0.0, up(image.hi - image.lo))
-        steps = Range(x.shape, np.asarray(0.0), np.minimum(widths, 1.0))
+        offset = extent(np.minimum(widths, 1.0), x.shape, norm)
         enough = kind == "bool" or bool(np.all(image.hi - image.lo <= 1))
-        return Finite(ZERO if enough else ONE, steps.total_diameter(norm), "truncation" if kind == "truncate" else "zero or not")
+        return Finite(ZERO if enough else ONE, offset, "truncation" if kind == "truncate" else "zero or not")
 
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """Parts survive. NaN becomes some number: then no range decides."""

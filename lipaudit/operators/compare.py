@@ -15,7 +15,7 @@ from lipaudit.bounds.scalar import ZERO, Norm, repeat_factor
 from lipaudit.operators.base import Finite, Gain, Rule, Site
 from lipaudit.operators.broadcast import add_flows, contributions, copy_factor, operand
 from lipaudit.operators.flow import Flow, Row, may_be_undefined, merged
-from lipaudit.operators.range import Range
+from lipaudit.operators.range import Range, extent
 
 __all__ = ["Comparison", "Logical", "NotFinite"]
 
@@ -56,10 +56,7 @@ class _Truth(Rule):
 
 def _offset(site: Site, true: Mask, false: Mask, norm: Norm) -> Gain:
     """(0, 1 per open element)."""
-    shape = site.out_shape()
-    widths = np.where(true | false, 0.0, 1.0)
-    moves = Range(shape, np.asarray(0.0), widths)
-    return Finite(ZERO, moves.total_diameter(norm), "open comparisons")
+    return Finite(ZERO, extent(np.where(true | false, 0.0, 1.0), site.out_shape(), norm), "open comparisons")
 
 
 class Comparison(_Truth):

@@ -17,7 +17,7 @@ from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown
 from lipaudit.operators.entry import Entry
 from lipaudit.operators.flow import Flow, flatten, may_be_undefined, total
 from lipaudit.operators.law import Law, attribute_names, law_of
-from lipaudit.operators.range import Range, reals, up
+from lipaudit.operators.range import Range, extent, reals, up
 
 __all__ = ["Scalar"]
 
@@ -157,8 +157,7 @@ class Scalar(Rule):
             widths = np.where(lo == hi, 0.0, hi - lo if self.entry.integral else up(hi - lo))
         jump = float(law.jump.magnitude())
         enough = bool(np.all(widths <= jump))
-        steps = Range(x.shape, np.asarray(0.0), np.minimum(widths, jump))
-        offset = steps.total_diameter(norm)
+        offset = extent(np.minimum(widths, jump), x.shape, norm)
         slope = ZERO if enough else law.slope.magnitude()
         evidence = {"interval": [repr(end) for end in _ends(x)], "jump": repr(jump)}
         return Finite(slope * repeat_factor(_copies(site, i), norm), offset, "slope and jumps", evidence)
@@ -190,8 +189,7 @@ class Scalar(Rule):
         if isinstance(law, Unknown) or law.jump is None or not law.range.is_finite or not may_be_undefined(flow):
             return gain
         ends = law.range.floats()
-        anything = Range(site.out_shape(), np.asarray(ends[0]), np.asarray(ends[1]))
-        return Finite(ZERO, anything.total_diameter(norm), "all values")
+        return Finite(ZERO, extent(np.asarray(ends[1] - ends[0]), site.out_shape(), norm), "all values")
 
 
 def _ends(x: Range) -> tuple[float, float]:

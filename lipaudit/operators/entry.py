@@ -20,20 +20,24 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Argument(Table):
-    """An input of a ``[[check]]``: a stored tensor (``value``), or one of a ``shape`` whose elements lie in [lo, hi]."""
+    """An input of a ``[[check]]``: a stored tensor (``value``), or one of a ``shape`` whose elements lie in [lo, hi].
+
+    The latter depends on a source unless it is ``still``. An argument of dtype "" is omitted.
+    """
 
     shape: tuple[int, ...] = ()
     lo: str = "-inf"
     hi: str = "inf"
     value: Any = None
     dtype: str = "float32"
+    still: bool = False
 
 
 class Check(Table):
     """An example with a known answer, run by the generic tests.
 
     ``on`` is the interval of the only input of a scalar operator; a structured one lists ``inputs``. ``gain`` and ``offset``
-    hold ``at_least`` and ``at_most``; ``status`` is "finite", "unbounded" or "unknown".
+    hold ``at_least`` and ``at_most``; ``status`` is "finite", "unbounded" or "unknown". ``range`` encloses the range of output 0.
     """
 
     on: Pair | None = None

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.scalar import Norm, Upper
+from lipaudit.bounds.scalar import Norm, Upper, combine, repeat_factor
 
-__all__ = ["Range", "down", "exact", "reals", "up"]
+__all__ = ["Range", "down", "exact", "extent", "reals", "up"]
 
 Floats = NDArray[np.float64]
+
+_FEW = 64
 
 
 def up(x: Any) -> Floats:
@@ -139,6 +141,18 @@ class Range:
 def widen(value: float, terms: int) -> float:
     """``value``, a sum of ``terms`` non-negative products in binary64, raised above its exact value."""
     return math.nextafter(value * (1.0 + (terms + 4) * 2.0**-52), math.inf) if value > 0 else value
+
+
+def extent(widths: Floats, shape: tuple[int, ...], norm: Norm) -> Upper:
+    """The ``norm`` of a tensor of ``shape`` with elements ``widths`` (>= 0, broadcastable to it): exact for a few different ones."""
+    size = math.prod(shape)
+    if size == 0:
+        return Upper(0)
+    values, counts = np.unique(widths, return_counts=True)
+    if values.size > _FEW:
+        return Range(shape, np.asarray(0.0), widths).total_diameter(norm)
+    copies = size // widths.size
+    return combine((Upper(float(v)) * repeat_factor(int(n) * copies, norm) for v, n in zip(values, counts, strict=True)), norm)
 
 
 def reals(shape: tuple[int, ...]) -> Range:

@@ -19,6 +19,7 @@ __all__ = ["Strand", "block"]
 _SUMS = frozenset({"ai.onnx::Add", "ai.onnx::Sum", "ai.onnx::Sub", "com.microsoft::QLinearAdd"})
 _CONCATENATIONS = frozenset({"ai.onnx::Concat", "com.microsoft::QLinearConcat"})
 _PRODUCTS = frozenset({"ai.onnx::Mul", "com.microsoft::QLinearMul"})
+_MOST_LEVELS = 6
 _ROTATING = frozenset({"ai.onnx::Neg", "ai.onnx::Sub"})
 
 
@@ -61,31 +62,41 @@ class _Block:
         return all(self.owner.get(name, own) == own for node in strand.nodes for name in self.roles.reads(node))
 
 
-def block(roles: Roles, entries: frozenset[str], strands: list[Strand], fork: Draft | None, join: Node | None) -> Draft:
+def block(
+    roles: Roles, entries: frozenset[str], strands: list[Strand], fork: Draft | None, join: Node | None, *, level: int = 0
+) -> Draft:
     """Classify one block.
 
     ``fork`` is a node that only takes the entry apart (Split) and belongs to the block, ``join`` the node in which all paths meet
-    (None at the outputs of the graph).
+    (None at the outputs of the graph). ``level`` counts blocks that were found inside blocks by untangling.
     """
     if join is None:
         parts = [*_leading(fork), *_parts(roles, strands, "part")]
         where = ", ".join(sorted(entries)[:3])
         return Draft("other", children=parts, reason=f"the outputs are computed from {where} on separate paths")
     found = _Block(roles, entries, strands, fork, join)
-    if join.kind in ATTENTION:
-        return _attention(found)
     if _is_linear_block(found):
         return _linear(found)
+    if level < _MOST_LEVELS:
+        found = _untangled(found, level)
+    if join.kind in ATTENTION:
+        return _attention(found)
     if join.kind in _SUMS or join.kind in SKIP_NORMALIZATIONS:
         return _residual(found)
     if join.kind in _CONCATENATIONS:
         return _concatenation(found)
     if join.kind in _PRODUCTS:
-        quantized = fork is not None and fork.own and "Quantize" in fork.own[0].op
-        if quantized:
-            return Draft.flat("quantized", [*_leading(fork), *(item for strand in strands for item in strand.items)], join)
-        return Draft("gate", children=[*_leading(fork), *_parts(roles, strands, "part"), _join(found)])
+        if _is_quantized_product(found):
+            return Draft.flat("quantized", [*_leading(found.fork), *(item for strand in found.strands for item in strand.items)], join)
+        return Draft("gate", children=[*_leading(found.fork), *_parts(roles, found.strands, "part"), _join(found)])
     return _other(found, f"{join.op} joins paths from {', '.join(sorted(entries)[:3])}")
+
+
+def _is_quantized_product(found: _Block) -> bool:
+    """An integer product and the product of its scales, multiplied: one linear layer with dynamic quantization."""
+    nodes = [node for strand in found.strands for node in strand.nodes]
+    integer = [node for node in nodes if node.op in ("MatMulInteger", "ConvInteger")]
+    return bool(integer) and all(node in integer or found.roles.is_linear(node) or node.kind in _PRODUCTS for node in nodes)
 
 
 def _leading(fork: Draft | None) -> list[Draft]:
@@ -105,6 +116,64 @@ def _join(found: _Block, *nodes: Node) -> Draft:
 
 def _other(found: _Block, reason: str) -> Draft:
     return Draft("other", children=[*_leading(found.fork), *_parts(found.roles, found.strands, "part"), _join(found)], reason=reason)
+
+
+# ---------------------------------------------------------------------- paths that cross
+
+
+def _untangled(found: _Block, level: int) -> _Block:
+    """Strands that feed only one operand of the join become one strand with a block of its own at its head.
+
+    An identity shortcut around attention hides that the attention has one entry: queries, keys and values begin where the shortcut
+    does. What feeds an operand meets in the first node of the strand that ends in it.
+    """
+    feeders = _feeders(found)
+    if not any(feeders.values()):
+        return found
+    operands = [name for name in _moving_operands(found.roles, found.join) if name in found.by_tail]
+    numbers = {id(strand): i for i, strand in enumerate(found.strands)}
+    claimed: dict[int, int] = {}
+    groups: dict[int, list[int]] = {}
+    for name in dict.fromkeys(operands):
+        last = numbers[id(found.by_tail[name])]
+        group = _closure(feeders, last)
+        if any(claimed.setdefault(i, last) != last for i in (last, *group)):
+            return found
+        groups[last] = group
+    strands: list[Strand] = []
+    for i, strand in enumerate(found.strands):
+        if i not in claimed and strand.items:
+            return found
+        if i not in groups:
+            continue
+        if not groups[i] or len(strand.items[0].own) != 1:
+            if groups[i]:
+                return found
+            strands.append(strand)
+            continue
+        inner = block(found.roles, found.entries, [found.strands[k] for k in groups[i]], None, strand.items[0].own[0], level=level + 1)
+        strands.append(Strand([inner, *strand.items[1:]], strand.tail))
+    return _Block(found.roles, found.entries, strands, found.fork, found.join)
+
+
+def _feeders(found: _Block) -> dict[int, set[int]]:
+    """For each strand the others whose values it reads."""
+    feeders: dict[int, set[int]] = {}
+    for i, strand in enumerate(found.strands):
+        feeders[i] = {found.owner[name] for node in strand.nodes for name in found.roles.reads(node) if name in found.owner} - {i}
+    return feeders
+
+
+def _closure(feeders: dict[int, set[int]], last: int) -> list[int]:
+    """All strands that lead to ``last``, in order."""
+    reached: set[int] = set()
+    stack = list(feeders[last])
+    while stack:
+        i = stack.pop()
+        if i not in reached:
+            reached.add(i)
+            stack.extend(feeders[i])
+    return sorted(reached)
 
 
 # ---------------------------------------------------------------------- linear blocks

@@ -63,5 +63,5 @@ def recognise(graph: Graph) -> Topology:
     fused = fuse(graph, moves)
     still = moving(fused.graph, sources)
     draft = build(fused.graph, still, sources)
-    node_facts = annotate(fused.graph, still, draft)
+    node_facts = annotate(graph, fused.graph, still, draft)
     return Topology(graph, fused.graph, sources, finish(fused.graph, still, draft), fused.refusals, node_facts)

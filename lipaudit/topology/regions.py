@@ -74,7 +74,9 @@ def build(graph: Graph, moving: frozenset[str], sources: Sequence[Source]) -> Dr
     roles = Roles(graph, moving)
     cuts = {source.name for source in sources}
     nodes = [node for node in graph.nodes if roles.reads(node) and not cuts.intersection(node.outputs)]
-    found = trunk(roles, nodes, [source.name for source in sources], graph.outputs)
+    # Where a cache is as deep as the embedding, the embedding is the main way in.
+    ranked = sorted(sources, key=lambda source: source.kind != "embedding")
+    found = trunk(roles, nodes, [source.name for source in ranked], graph.outputs)
     items = _items(roles, found.nodes, found.starts, found.ends)
     root = Draft("model", is_sequence=True, facts={"region": runs(roles, items)})
     from_embeddings = bool(sources) and all(source.kind == "embedding" for source in sources)

@@ -15,6 +15,8 @@ from lipaudit.topology.patterns.factors import Scaled, multiples, product
 
 __all__ = ["clip_hard_swish", "hard_swish", "mish", "swish"]
 
+_DEFAULT_ALPHA = 0.20000000298023224  # attributes are float32, their defaults too
+
 
 def swish(view: View, sigmoid: Node) -> Match | None:
     """Pivot Sigmoid."""
@@ -59,7 +61,7 @@ def mish(view: View, tanh: Node) -> Match | None:
 
 def hard_swish(view: View, sigmoid: Node) -> Match | None:
     """Pivot HardSigmoid."""
-    alpha, beta = float(sigmoid.attrs.get("alpha", 0.2)), float(sigmoid.attrs.get("beta", 0.5))
+    alpha, beta = float(sigmoid.attrs.get("alpha", _DEFAULT_ALPHA)), float(sigmoid.attrs.get("beta", 0.5))
     found = product(view, sigmoid.outputs[0], multiples(view, sigmoid.inputs[0]), Fraction(1))
     if found.k != 1:
         raise Mismatch("the product carries a constant factor")

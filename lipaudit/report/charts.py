@@ -141,7 +141,7 @@ def _row(region: Region, axis: Axis, y: float) -> Markup:
     certified, measured = sentences.short_certified(region.certified), sentences.short_measured(region.measured)
     parts = [
         element("title", {}, [f"{shorten(region.path, 300)} ({shorten(region.kind, 40)}): certified {certified}, measured {measured}"]),
-        text(shorten(region.path, _LABEL), "0%", y + 15, dx=4),
+        text(shorten(sentences.label(region.path), _LABEL), "0%", y + 15, dx=4),
         text(_value(region), "100%", y + 15, anchor="end", size=11, dx=-4),
     ]
     above, below = region.certified.log10, region.measured.log10

@@ -52,7 +52,7 @@ def _environment() -> Environment:
         loader=PackageLoader("lipaudit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_safe
     )
     environment.filters |= {
-        "amount": amount, "count": count, "items": lambda groups: list(facts(groups)), "name": name, "prose": prose,
+        "amount": amount, "count": count, "items": lambda groups: list(facts(groups)), "label": sentences.label, "name": name, "prose": prose,
         "value": lambda item: shorten(value(item), 300), "certified": short_certified, "measured": short_measured,
     }  # fmt: skip
     return environment
@@ -65,7 +65,7 @@ def _safe(item: Any) -> Any:
 
 def name(text: str, limit: int = _NAME) -> Markup:
     """A name out of the model, shortened, with places where a narrow screen may break it (also without a style sheet)."""
-    return Markup("<wbr>").join(_PIECES.findall(shorten(text, limit)))
+    return Markup(" ").join(Markup("<wbr>").join(_PIECES.findall(word)) for word in shorten(text, limit).split(" "))
 
 
 def prose(text: str, limit: int = 2000) -> Markup:
@@ -108,9 +108,10 @@ def short_measured(found: Any) -> Markup | str:
 
 @dataclass(frozen=True)
 class Row:
-    """A region in the tree: ``opens`` before its children, and ``closes`` levels that end after it."""
+    """A region in the tree, named within its parent: ``opens`` before its children, and ``closes`` levels that end after it."""
 
     region: Region
+    label: str
     depth: int
     opens: bool
     closes: int
@@ -178,11 +179,15 @@ def _tree(audit: Audit) -> tuple[list[Row], int]:
     every = list(walk(audit.regions))
     shown = every[:_TREE_ROWS]
     rows: list[Row] = []
+    parents: list[str] = []
     for i, (depth, region) in enumerate(shown):
+        del parents[depth:]
+        label = region.path.removeprefix(f"{parents[-1]}/") if parents else sentences.label(region.path)
+        parents.append(region.path)
         here = min(depth, _TREE_DEPTH)
         following = min(shown[i + 1][0], _TREE_DEPTH) if i + 1 < len(shown) else 0
         found = sorted(set(codes.get(region.path, [])))
-        rows.append(Row(region, depth, following > here, max(here - following, 0), list(facts(region.facts))[:20], found, f"region-{i}"))
+        rows.append(Row(region, label, depth, following > here, max(here - following, 0), list(facts(region.facts))[:20], found, f"region-{i}"))
     return rows, len(every) - len(shown)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from lipaudit.records import Audit
@@ -104,10 +105,15 @@ def _regions(audit: Audit) -> Iterator[str]:
 
 
 def _skipped(audit: Audit) -> Iterator[str]:
-    if audit.skipped:
-        operators = sorted({item.op for item in audit.skipped})
-        shown = ", ".join(code(op) for op in operators[:_REASONS]) + (", ..." if len(operators) > _REASONS else "")
-        yield f"**Left out:** {count(len(audit.skipped), 'node')} without a rule: {shown}"
+    if not audit.skipped:
+        return
+    yield f"**Left out: {count(len(audit.skipped), 'node')}**"
+    yield ""
+    groups = Counter((item.op, item.what) for item in audit.skipped)
+    for (op, what), number in list(groups.items())[:_REASONS]:
+        yield f"- {number} x {code(op)}: {code(what, 200)}"
+    if len(groups) > _REASONS:
+        yield f"- and {count(len(groups) - _REASONS, 'more operator')}"
 
 
 def _footer(audit: Audit) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lipaudit.records import Audit, Certified, Domain, Measured
 from lipaudit.report.text import amount, paragraph, power, printable, shorten
 
-__all__ = ["certified", "domain", "gap", "headline", "holds_for", "measured", "places", "short_certified", "short_measured"]
+__all__ = ["certified", "domain", "gap", "headline", "holds_for", "label", "measured", "places", "short_certified", "short_measured"]
 
 _NAME = 80
 
@@ -98,6 +98,11 @@ def headline(audit: Audit) -> str:
     if found.status == "unbounded":
         return f"No finite bound holds along every path through the network {where}. The reasons are listed below."
     return f"No bound could be certified {where}, because the effect of some operators is not known. They are listed below."
+
+
+def label(path: str) -> str:
+    """A region's path without the root that all paths share."""
+    return path.removeprefix("model/") or path
 
 
 def places(nodes: Sequence[str], limit: int = 3) -> str:

@@ -11,7 +11,7 @@ __all__ = ["amount", "count", "facts", "paragraph", "power", "printable", "short
 
 # Control, format (bidi marks, zero-width), surrogate, private and unassigned characters, line and paragraph separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_WIDE = Context(prec=400)  # holds every double in full, so that rounding is the only loss
+_WIDE = Context(prec=1200)  # holds every double in full, so that nothing is rounded but what is meant to be
 _LARGEST_WRITTEN_OUT = 7
 _SMALLEST_WRITTEN_OUT = -4
 
@@ -60,7 +60,7 @@ def amount(decimal: str) -> str:
 def power(log10: float, *, up: bool, digits: int = 2) -> str:
     """The exponent in "10^exponent", rounded up for a certified number and down for a measured one."""
     step = Decimal(1).scaleb(-digits)
-    rounded = Decimal(repr(log10)).quantize(step, rounding=ROUND_CEILING if up else ROUND_FLOOR, context=_WIDE)
+    rounded = Decimal(log10).quantize(step, rounding=ROUND_CEILING if up else ROUND_FLOOR, context=_WIDE)
     return format(rounded if rounded else abs(rounded), "f")
 
 

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lipaudit.report.text import amount, count, facts, power, printable, shorten, value
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False))
+def test_amount_never_changes_the_number(number: Decimal) -> None:
+    assert Decimal(amount(str(number))) == number
+
+
+@pytest.mark.parametrize(
+    ("decimal", "shown"),
+    [("7.2501e+03", "7250.1"), ("0", "0"), ("3.1e-04", "0.00031"), ("1e+06", "1000000"), ("2.2387e+812345", "2.2387e+812345"), ("1.50e-09", "1.5e-09"), ("inf", "infinite")],
+)  # fmt: skip
+def test_amount(decimal: str, shown: str) -> None:
+    assert amount(decimal) == shown
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_power_is_on_the_safe_side(exponent: float) -> None:
+    assert Fraction(power(exponent, up=True)) >= Fraction(exponent) >= Fraction(power(exponent, up=False))
+    assert Fraction(power(exponent, up=True)) - Fraction(power(exponent, up=False)) <= Fraction(1, 100)
+
+
+def test_power_of_nothing_has_no_sign() -> None:
+    assert power(-0.001, up=True) == "0.00"
+    assert power(-0.001, up=False) == "-0.01"
+
+
+@given(st.text())
+def test_printable_text_is_printable_and_keeps_what_was(text: str) -> None:
+    shown = printable(text)
+    assert "\x1b" not in shown and "\n" not in shown and "\u202e" not in shown
+    if text.isprintable():
+        assert shown == text
+
+
+@given(st.text(max_size=400), st.integers(9, 60))
+def test_shorten_keeps_the_limit_and_both_ends(text: str, limit: int) -> None:
+    shown = shorten(text, limit)
+    assert len(shown) <= limit
+    if len(printable(text)) > limit:
+        assert "..." in shown
+    else:
+        assert shown == printable(text)
+
+
+def test_shorten_long_names_without_reading_all_of_them() -> None:
+    assert shorten("a" * 10_000_000 + "b", 20) == "aaaaaaaa...aaaaaaaab"
+
+
+def test_count_facts_and_values() -> None:
+    assert count(1, "node") == "1 node"
+    assert count(1234, "node") == "1,234 nodes"
+    assert dict(facts({"norm": {"width": 64, "kind": None}, "single": True})) == {"norm.width": "64", "single": "yes"}
+    assert value({"a": [1.0, "x\n"]}) == r"{a: [1, x\n]}"

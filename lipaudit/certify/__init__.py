@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lipaudit.bounds.chain import single_threaded
-from lipaudit.bounds.scalar import ZERO, Norm, Upper, combine, matrix_norm
+from lipaudit.bounds.scalar import INFINITE, ZERO, Norm, Upper, combine, matrix_norm
 from lipaudit.certify.domain import Domain
-from lipaudit.certify.gains import Bound, RegionBound, Tree
+from lipaudit.certify.gains import Bound, RegionBound, Tree, random_flow
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.node_gains import NodeGains, ask
 from lipaudit.certify.ranges import Ranges, propagate
-from lipaudit.certify.sites import sites_of
+from lipaudit.certify.sites import drawn, sites_of, with_captures
+from lipaudit.graph.ir import Graph
 from lipaudit.operators.base import Site
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.flow import Flow, Reason, flatten, merged
@@ -49,19 +50,34 @@ def certify(
     topology: Topology, catalogue: Catalogue, domain: Domain, norm: Norm, progress: Callable[[float], None] | None = None
 ) -> Certificate:
     """Certified bounds of the whole graph and of each region, in ``norm``, on ``domain``."""
-    graph = topology.graph
+    graph = with_captures(topology.graph)
     moved = moving(graph, topology.sources)
     sites = sites_of(graph, moved)
     ledger = Ledger()
     with single_threaded():
-        ranges = propagate(topology, catalogue, domain, sites)
+        ranges = propagate(graph, topology.sources, catalogue, domain, sites)
         nodes = [node for node in graph.nodes if any(sites[node.name].moving) and not _is_cut(topology, node.outputs)]
-        gains = ask(nodes, sites, ranges, catalogue, norm, ledger, progress)
+        gains = ask(nodes, sites, ranges, catalogue, norm, ledger, drawn(graph, catalogue), progress)
         outputs = _float_outputs(topology)
         tree = Tree(graph, topology.root, sites, gains, catalogue, norm, ledger)
         flows, steps = tree.certify([source.value.name for source in topology.sources], outputs)
+    for name in outputs:
+        if name not in flows and name in drawn(graph, catalogue):
+            flows[name] = random_flow(len(topology.sources), name)
     headline, matrix = _whole(topology, flows, outputs, norm, ledger, steps)
+    if not topology.sources and (reached := _inputs_behind(graph, outputs)):
+        words = f"its inputs ({', '.join(reached)}) are no floating-point tensors and no embedding is looked up: nothing can move continuously"
+        headline = Bound(INFINITE, INFINITE, "none", (Reason(reached[0], "input", "unknown", words),), headline.step)
     return Certificate(headline, matrix, tree.bounds, ranges, sites, gains, outputs, ledger.steps)
+
+
+def _inputs_behind(graph: Graph, outputs: Sequence[str]) -> list[str]:
+    """The graph inputs that the outputs depend on."""
+    needed = set(outputs)
+    for node in reversed(graph.nodes):
+        if any(name in needed for name in node.outputs):
+            needed.update(node.inputs)
+    return [value.name for value in graph.inputs if value.name in needed]
 
 
 def _is_cut(topology: Topology, outputs: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.flow import Flow, Reason, Row, flatten, identity, merged, total
 from lipaudit.topology import Region
 
-__all__ = ["Bound", "Entry", "RegionBound", "Tree", "preorder"]
+__all__ = ["Bound", "Entry", "RegionBound", "Tree", "preorder", "random_flow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +289,12 @@ class Tree:
         for region in preorder(self.root):
             if region.path in self.bounds:
                 self.bounds[region.path].after = reach.get(region.exit, ZERO)
+
+
+def random_flow(parts: int, name: str) -> Flow:
+    """Of a value that holds random numbers: no bound."""
+    reason = Reason(name, "", "unknown", "it depends on random numbers, so it is not a function of the input")
+    return Flow((Row(tuple(INFINITE for _ in range(parts)), INFINITE),), reasons=(reason,))
 
 
 def preorder(root: Region) -> list[Region]:

@@ -7,7 +7,7 @@ result does not depend on the number of threads (BLAS itself runs on one).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,9 +37,10 @@ def ask(
     catalogue: Catalogue,
     norm: Norm,
     ledger: Ledger,
+    random: Set[str] = frozenset(),
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, NodeGains]:
-    """Gains of ``nodes`` by name; steps are recorded in graph order."""
+    """Gains of ``nodes`` by name; steps are recorded in graph order. ``random``: values that hold random numbers."""
     rules = {node.name: catalogue.rule(node) for node in nodes}  # rule modules are imported here, not in the threads
 
     def of(node: Node) -> tuple[Gain | None, ...]:
@@ -49,6 +50,8 @@ def ask(
             reason = Unknown(catalogue.refusal(node.kind) or "no rule for this operator")
             return tuple(reason if moving else None for moving in site.moving)
         problem = shape_problem(site)
+        if any(name in random for name in node.inputs):
+            problem = "it reads random numbers, so it is not a function of its input"
         if problem is not None:
             return tuple(Unknown(problem) if moving else None for moving in site.moving)
         xs = ranges.of(site)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lipaudit.certify.domain import Domain
 from lipaudit.certify.sites import shape_problem
-from lipaudit.graph.ir import Constant, Value
+from lipaudit.graph.ir import Constant, Graph, Value
 from lipaudit.operators.base import Site
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.range import Range, exact, reals
-from lipaudit.topology import Topology
+from lipaudit.topology.sources import Source
 
 __all__ = ["Ranges", "propagate"]
 
@@ -52,14 +52,13 @@ class Ranges(Mapping[str, Range]):
         return [self.get(name) if name else None for name in site.node.inputs]
 
 
-def propagate(topology: Topology, catalogue: Catalogue, domain: Domain, sites: Mapping[str, Site]) -> Ranges:
+def propagate(graph: Graph, sources: Sequence[Source], catalogue: Catalogue, domain: Domain, sites: Mapping[str, Site]) -> Ranges:
     """Ranges of all values, node by node in topological order.
 
     A box on an embedding source replaces what its table would say. Operators without a rule give all reals.
     """
-    graph = topology.graph
     ranges = Ranges(graph.constants)
-    given = {source.value.name: domain.outer(source) for source in topology.sources}
+    given = {source.value.name: domain.outer(source) for source in sources}
     for value in graph.inputs:
         _put_input(ranges, value, given.get(value.name))
     for node in graph.nodes:

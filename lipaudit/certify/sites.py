@@ -6,8 +6,28 @@ from collections.abc import Mapping, Set
 
 from lipaudit.graph.ir import Graph, Node
 from lipaudit.operators.base import Site
+from lipaudit.operators.catalogue import Catalogue
 
-__all__ = ["shape_problem", "sites_of"]
+__all__ = ["drawn", "shape_problem", "sites_of", "with_captures"]
+
+
+def with_captures(graph: Graph) -> Graph:
+    """The graph in which the outer values that a subgraph reads are inputs of the node that owns it.
+
+    They move the node like its other inputs do (one variable, if the node reads it twice); they follow its own inputs.
+    """
+    nodes = tuple(node.renamed(inputs=(*node.inputs, *captured)) if (captured := graph.captured_by(node)) else node for node in graph.nodes)
+    return graph.with_nodes(nodes)
+
+
+def drawn(graph: Graph, catalogue: Catalogue) -> frozenset[str]:
+    """Values that depend on a draw of random numbers: they are no function of anything."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        rule = catalogue.rule(node) if not any(name in found for name in node.inputs) else None
+        if any(name in found for name in node.inputs) or (rule is not None and not rule.deterministic):
+            found.update(name for name in node.outputs if name)
+    return frozenset(found)
 
 
 def sites_of(graph: Graph, moving: Set[str]) -> Mapping[str, Site]:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx.defs
 import onnx.helper
@@ -129,6 +129,9 @@ class Rule(ABC):
 
     ``params`` are the remaining keys of its catalogue entry; a rule class may serve many operators.
     """
+
+    deterministic: ClassVar[bool] = True
+    """False for operators that draw random numbers: whatever depends on them is no function of the input."""
 
     def __init__(self, kind: str, params: Mapping[str, Any]) -> None:
         self.kind = kind

@@ -36,6 +36,8 @@ class ControlFlow(Rule):
 class Random(Rule):
     """Operators that draw random numbers: not a function of their inputs. Uniform draws and Boolean ones have a range."""
 
+    deterministic = False
+
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """The interval of a uniform draw, {0, 1} for ``params["range"]`` = "bits"; otherwise all reals."""
         if self.params.get("range") == "uniform":

@@ -21,7 +21,7 @@ from lipaudit.graph.limits import Limits
 from lipaudit.graph.order import reads, topological
 from lipaudit.graph.tensors import TensorReader, checked_shape
 
-__all__ = ["Converter", "default_domain", "since_version"]
+__all__ = ["Converter", "checked", "default_domain", "since_version"]
 
 _Dims = tuple[int | str, ...]
 
@@ -42,6 +42,11 @@ def since_version(op: str, domain: str, opsets: Mapping[str, int]) -> int:
         return int(defs.get_schema(op, opset, domain).since_version)
     except defs.SchemaError:
         return 0
+
+
+def checked(name: str) -> str:
+    """The name itself. Protobuf hands out ``bytes`` where a name is not valid UTF-8: that raises UnicodeDecodeError here."""
+    return name.decode("utf-8") if isinstance(name, bytes) else name
 
 
 def _text(raw: bytes) -> str:
@@ -104,14 +109,14 @@ class Converter:
         constants: dict[str, Constant] = {}
         for index, tensor in enumerate(proto.initializer):
             payload = self.payloads.get(index) if main else None
-            self._add(constants, self.reader.constant(tensor, tensor.name, "initializer", payload))
+            self._add(constants, self.reader.constant(tensor, checked(tensor.name), "initializer", payload))
         for sparse in proto.sparse_initializer:
-            label = sparse.values.name
+            label = checked(sparse.values.name)
             self._add(constants, self.reader.sparse(sparse, label, "sparse initializer", self.limits.fold_bytes))
         inputs: list[Value] = []
         symbols: dict[str, _Dims] = {}
         for info in proto.input:
-            if info.name not in constants:
+            if checked(info.name) not in constants:
                 value, dims = self._input(info, main)
                 if value.name in symbols:
                     raise ModelError(f"two inputs have the name {value.name!r}", where=self.where)
@@ -121,7 +126,7 @@ class Converter:
         defined = self._defined(proto, {*constants, *symbols})
         visible = _Scope(defined, outer)
         nodes = self._nodes(proto, constants, visible, depth)
-        outputs = tuple(info.name for info in proto.output)
+        outputs = tuple(checked(info.name) for info in proto.output)
         for output in outputs:
             if output not in visible:
                 raise ModelError(f"the graph output {output!r} is not computed by any node", where=self.where)
@@ -146,7 +151,7 @@ class Converter:
     def _defined(self, proto: GraphProto, defined: set[str]) -> set[str]:
         """Every name that the graph itself defines; each only once."""
         for node in proto.node:
-            for output in node.output:
+            for output in map(checked, node.output):
                 if not output:
                     continue
                 if output in defined:
@@ -175,39 +180,39 @@ class Converter:
         dims: list[int | str] = []
         for dim in tensor.shape.dim:
             open_ended = not dim.HasField("dim_value") or dim.dim_value == -1
-            dims.append(dim.dim_param if open_ended else int(dim.dim_value))
+            dims.append(checked(dim.dim_param) if open_ended else int(dim.dim_value))
         fixed = tuple(d for d in dims if isinstance(d, int))
         checked_shape(fixed, f"the input {info.name!r}", self.where)
         return Value(info.name, dtype, fixed if len(fixed) == len(dims) else None), tuple(dims)
 
     def _nodes(self, proto: GraphProto, constants: dict[str, Constant], visible: _Scope, depth: int) -> tuple[Node, ...]:
-        taken = {node.name for node in proto.node if node.name}
+        taken = {checked(node.name) for node in proto.node if node.name}
         used: set[str] = set()
         nodes: list[Node] = []
         for index, raw in enumerate(proto.node):
             self.nodes += 1
             if self.nodes > self.limits.nodes:
                 raise ModelError(f"the model has more than {self.limits.nodes:,} nodes", where=self.where)
-            domain = default_domain(raw.domain)
-            if not raw.op_type:
+            domain, op = default_domain(checked(raw.domain)), checked(raw.op_type)
+            if not op:
                 raise ModelError(f"{_label(raw)} has no operator type", where=self.where)
-            if raw.op_type == "Constant" and domain == "" and len(raw.output) == 1 and raw.output[0]:
+            if op == "Constant" and domain == "" and len(raw.output) == 1 and raw.output[0]:
                 constants[raw.output[0]] = self._constant_node(raw)
                 continue
-            name = raw.name if raw.name and raw.name not in used else _fresh(raw.name or f"{raw.op_type}_{index}", taken, used)
+            name = raw.name if raw.name and raw.name not in used else _fresh(raw.name or f"{op}_{index}", taken, used)
             used.add(name)
-            inputs = tuple(raw.input)
+            inputs = tuple(map(checked, raw.input))
             for value in inputs:
                 if value and value not in visible:
                     message = f"{_label(raw, name)} reads {value!r}, which nothing defines"
                     raise ModelError(message, where=self.where)
             attrs: dict[str, Any] = {}
             for attribute in raw.attribute:
-                attrs[attribute.name] = self._attribute(attribute, name, visible, depth)
-            key = (domain, raw.op_type)
+                attrs[checked(attribute.name)] = self._attribute(attribute, name, visible, depth)
+            key = (domain, op)
             if key not in self._versions:
-                self._versions[key] = since_version(raw.op_type, domain, self.opsets)
-            nodes.append(Node(name, raw.op_type, inputs, tuple(raw.output), domain, self._versions[key], attrs, (name,)))
+                self._versions[key] = since_version(op, domain, self.opsets)
+            nodes.append(Node(name, op, inputs, tuple(raw.output), domain, self._versions[key], attrs, (name,)))
         return topological(nodes, self.where)
 
     def _attribute(self, attribute: AttributeProto, node: str, visible: _Scope, depth: int) -> Any:
@@ -235,7 +240,7 @@ class Converter:
     def _constant_node(self, node: NodeProto) -> Constant:
         name = node.output[0]
         self._count_tensor()
-        attributes = [a for a in node.attribute if a.name in ("value", "sparse_value") or a.name.startswith("value_")]
+        attributes = [a for a in node.attribute if checked(a.name) in ("value", "sparse_value") or a.name.startswith("value_")]
         if len(attributes) != 1 or node.input:
             raise ModelError(f"{_label(node)} must have no input and exactly one value attribute", where=self.where)
         attribute = attributes[0]

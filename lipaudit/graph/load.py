@@ -13,7 +13,7 @@ from onnx import ModelProto, defs
 
 from lipaudit.errors import ModelError
 from lipaudit.graph import spec, wire
-from lipaudit.graph.convert import Converter, default_domain
+from lipaudit.graph.convert import Converter, checked, default_domain
 from lipaudit.graph.external import ExternalFiles
 from lipaudit.graph.functions import inlined
 from lipaudit.graph.ir import Graph
@@ -89,7 +89,7 @@ def _loaded(source: Source, limits: Limits, allow_links: bool) -> Loaded:
     converter = Converter(reader, opsets, limits, payloads)
     graph = converter.main(model.graph)
     spec.check(graph)
-    producer = " ".join(part for part in (model.producer_name, model.producer_version) if part)
+    producer = " ".join(checked(part) for part in (model.producer_name, model.producer_version) if part)
     return Loaded(graph, where, source.sha256, int(model.ir_version), producer, converter.nodes, _parameters(graph))
 
 
@@ -137,7 +137,7 @@ def _opsets(model: ModelProto, where: str) -> dict[str, int]:
     """
     opsets: dict[str, int] = {}
     for entry in model.opset_import:
-        domain = default_domain(entry.domain)
+        domain = default_domain(checked(entry.domain))
         opsets[domain] = max(int(entry.version), opsets.get(domain, 0))
     if not opsets and model.ir_version < 3:
         # IR versions 1 and 2 had no opset_import: opset 1 (docs/IR.md, "Operator Sets").

@@ -84,13 +84,16 @@ def _stored(path: str, limits: Limits) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"the file cannot be opened: {reason}", where=path) from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
             raise ModelError("this is a directory, not a model file", where=path)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(mode):
             raise ModelError("this is not a regular file", where=path, hint='Use "-" to read from standard input.')
-        return _bounded(file, limits, path)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return _bounded(file, limits, path)
+    finally:
+        os.close(descriptor)
 
 
 def _bounded(file: BinaryIO, limits: Limits, path: str) -> bytes:

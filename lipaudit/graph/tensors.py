@@ -88,6 +88,8 @@ class TensorReader:
             raise ModelError(f"tensor {name!r} is stored in segments, which is not supported", where=self.path)
         if tensor.data_location == TensorProto.EXTERNAL:
             entries = {entry.key: entry.value for entry in tensor.external_data}
+            if any(isinstance(text, bytes) for pair in entries.items() for text in pair):
+                raise ModelError(f"tensor {name!r}: its external data is not described in valid UTF-8", where=self.path)
             if dtype == "string":
                 raise ModelError(f"tensor {name!r}: strings cannot be external data", where=self.path)
             view = self.files.view(entries, stored_bytes(dtype, prod(shape)), name)

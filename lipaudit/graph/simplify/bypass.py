@@ -58,7 +58,7 @@ def _bypassed(graph: Graph, outer: Mapping[str, Constant], *, main: bool) -> Gra
             kept.append(node)
         else:
             kept.append(node.renamed(op="Identity", domain="", version=1, inputs=node.inputs[:1], outputs=node.outputs[:1], attrs={}))
-    if not instead and not forward:
+    if len(kept) == len(nodes) and all(new is old for new, old in zip(kept, nodes, strict=True)):
         return graph
     names = {old: forward.get(new, new) for old, new in instead.items()} | forward
     values = {name: value for name, value in graph.values.items() if name not in instead and name not in forward}

@@ -101,7 +101,7 @@ def fold(
     outputs
         Inferred types of its outputs, in order.
     shapes
-        Types of its inputs.
+        Types of the values known so far.
     constants
         Those of its inputs that are constants.
     opsets

@@ -57,6 +57,7 @@ class _Walker:
         visible: dict[str, Constant] = {**outer, **constants}
         for name, constant in constants.items():
             types[name] = tensor_type(constant.dtype, constant.shape)
+        values = {name: value_of(name, kind) for name, kind in types.items()}
         names = taken | defines(graph)
         node_names = {node.name for node in graph.nodes}
         kept: list[Node] = []
@@ -71,21 +72,23 @@ class _Walker:
                     constants |= stored
                     visible |= stored
                     types |= {name: tensor_type(constant.dtype, constant.shape) for name, constant in stored.items()}
+                    values |= {name: constant.value for name, constant in stored.items()}
                     continue
             node, kinds = self._types(node, types, visible, names, nesting)
             self._hints(node, graph, kinds)
             outputs = [value_of(name, kinds.get(name)) for name in node.outputs]
             self._check_sizes(node, outputs)
-            inputs = {name: value_of(name, types[name]) for name in node.inputs if name in types}
-            folded = fold(node, outputs, inputs, visible, self.opsets, self.budget)
+            folded = fold(node, outputs, values, visible, self.opsets, self.budget)
             if folded is None:
                 kept.append(node)
                 types.update(kinds)
+                values.update((value.name, value) for value in outputs if value.name in kinds)
                 continue
             for constant in folded:
                 constants[constant.name] = visible[constant.name] = constant
+                values[constant.name] = constant.value
                 types[constant.name] = tensor_type(constant.dtype, constant.shape)
-        return self._finished(graph, tuple(kept), constants, types), types
+        return self._finished(graph, tuple(kept), constants, values), types
 
     def _types(
         self, node: Node, types: Mapping[str, TypeProto], visible: Mapping[str, Constant], names: set[str], nesting: int
@@ -130,9 +133,9 @@ class _Walker:
                 raise ModelError(f"{message}; the limit is {self.limits.value_bytes:,}", where=self.where)
 
     @staticmethod
-    def _finished(graph: Graph, nodes: tuple[Node, ...], constants: dict[str, Constant], types: Mapping[str, TypeProto]) -> Graph:
+    def _finished(graph: Graph, nodes: tuple[Node, ...], constants: dict[str, Constant], known: Mapping[str, Value]) -> Graph:
         own = {*constants, *(value.name for value in graph.inputs), *(name for node in nodes for name in node.outputs if name)}
-        values = {name: value_of(name, types.get(name)) for name in own if name in types}
+        values = {name: known[name] for name in own if name in known}
         inputs = tuple(values.get(value.name, value) for value in graph.inputs)
         done = graph.with_nodes(nodes, constants=constants, values=values, inputs=inputs)
         return done.with_nodes(nodes, captures=captures_of(done))

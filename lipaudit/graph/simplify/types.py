@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
-from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, defs, helper, shape_inference
+from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, checker, defs, helper, shape_inference
 
 from lipaudit.graph.dtypes import dtype_name, elem_type
 from lipaudit.graph.export import IR_VERSION, to_node, to_tensor
@@ -88,7 +88,7 @@ def infer(node: Node, types: Mapping[str, TypeProto], constants: Mapping[str, Co
         found = shape_inference.infer_node_outputs(
             schema, proto, {name: types[name] for name in node.inputs if name}, data, opset_imports=ids, ir_version=IR_VERSION
         )
-    except (shape_inference.InferenceError, RuntimeError, ValueError, KeyError, IndexError) as error:
+    except (checker.ValidationError, shape_inference.InferenceError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise InconsistentError(_first_line(error)) from None
     _refuse_impossible(node, types, constants, found)
     if not all(_has_rank(found.get(name)) for name in node.outputs if name):
@@ -202,10 +202,9 @@ def _runtime_types(
         if dtype is None:
             continue
         shape = tuple(output.shape)
-        known = all(isinstance(dim, int) for dim in shape)
-        # An operator without inference reports rank 0 without meaning it.
-        certain = known and (bool(shape) or not any(TypeProto.FromString(kind).tensor_type.shape.dim for _, kind in inputs))
-        types[output.name] = tensor_type(dtype, shape) if certain else tensor_type(dtype, None)
+        # Rank 0 is also what an output of unknown rank is reported as, so it is never believed.
+        certain = bool(shape) and all(isinstance(dim, int) for dim in shape)
+        types[output.name] = tensor_type(dtype, shape if certain else None)
     return types
 
 

@@ -19,7 +19,7 @@ from lipaudit.operators.range import Range, reals, widen
 
 __all__ = [
     "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulNBits", "QGemm", "QLinearConv", "QLinearMatMul",
-    "quantised_range", "rounding", "scale_ends",
+    "quantised_range", "rounding", "scale_ends", "shifted_reach",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -79,7 +79,7 @@ def _shifted(site: Site, xs: Sequence[Range | None], i: int, zero: int, axis_las
         return Unknown(f"a zero point of shape {stored.shape} does not fit a weight of shape {constant.shape}")
 
 
-def _reach(site: Site, xs: Sequence[Range | None], i: int, zero: int) -> float:
+def shifted_reach(site: Site, xs: Sequence[Range | None], i: int, zero: int) -> float:
     """Largest ``|operand - zero point|`` that the ranges allow."""
     x = xs[i] if i < len(xs) else None
     z = xs[zero] if zero < len(xs) else None
@@ -119,7 +119,7 @@ class MatMulInteger(Rule):
         return (Range(site.out_shape(), np.asarray(-top), np.asarray(top), integral=True),)
 
     def _largest(self, site: Site, xs: Sequence[Range | None]) -> float:
-        return site.shape(0)[-1] * _reach(site, xs, 0, 2) * _reach(site, xs, 1, 3)
+        return site.shape(0)[-1] * shifted_reach(site, xs, 0, 2) * shifted_reach(site, xs, 1, 3)
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """Norm of the other operand; a moving zero point moves its whole operand."""
@@ -128,7 +128,7 @@ class MatMulInteger(Rule):
         left = i in (0, 2)
         other = _shifted(site, xs, 1, 3, True) if left else _shifted(site, xs, 0, 2, False)
         if isinstance(other, Unknown) or other is None:
-            other = float(_reach(site, xs, 1, 3) if left else _reach(site, xs, 0, 2))
+            other = float(shifted_reach(site, xs, 1, 3) if left else shifted_reach(site, xs, 0, 2))
         slope = _product_norm(left, other, (site.shape(0), site.shape(1)), norm)
         if i >= 2:
             slope = slope * repeat_factor(math.prod(site.shape(i - 2)) // max(1, math.prod(site.shape(i))), norm)
@@ -170,7 +170,7 @@ class ConvInteger(Rule):
     """``conv(x - z_x, w - z_w)`` in int32; inputs x, w, z_x, z_w."""
 
     def _largest(self, site: Site, xs: Sequence[Range | None]) -> float:
-        return math.prod(site.shape(1)[1:]) * _reach(site, xs, 0, 2) * _reach(site, xs, 1, 3)
+        return math.prod(site.shape(1)[1:]) * shifted_reach(site, xs, 0, 2) * shifted_reach(site, xs, 1, 3)
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Taps times the largest product."""
@@ -248,7 +248,7 @@ class QLinearMatMul(Rule):
                 factor = theirs[1]
             slope = _product_norm(left, other, shapes, norm) * factor
         else:
-            slope = _product_norm(left, float(_reach(site, xs, at, zero_at)), shapes, norm) * theirs[1]
+            slope = _product_norm(left, float(shifted_reach(site, xs, at, zero_at)), shapes, norm) * theirs[1]
         if not slope.is_finite:
             return Unbounded("both operands are unbounded")
         return Finite(slope * own[1] / s_y[0], rounding(site, norm), method="norm of the dequantised matrix")

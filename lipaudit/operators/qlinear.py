@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, repeat_factor
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
-from lipaudit.operators.integer_linear import quantised_range, rounding, scale_ends
+from lipaudit.operators.integer_linear import quantised_range, rounding, scale_ends, shifted_reach
 from lipaudit.operators.normalizing import mean_gain
 from lipaudit.operators.range import Range
 
@@ -76,15 +76,10 @@ class QLinearMul(QLinearAdd):
     def real_gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Upper | Unknown:
         """The copies times the largest real value of the other factor."""
         other = 3 if i == 0 else 0
-        x, z = xs[other], xs[other + 2] if len(xs) > other + 2 else None
         scale = scale_ends(site, other + 1)
         if isinstance(scale, Unknown):
             return scale
-        if x is None:
-            return Unknown("the other factor has no known range")
-        zero = 0.0 if z is None else z.magnitude()
-        # Both operands are below 2^16 and integers: this float sum is exact.
-        return _copies(site, i, norm) * scale[1] * Upper(x.magnitude() + zero)
+        return _copies(site, i, norm) * scale[1] * Upper(shifted_reach(site, xs, other, other + 2))
 
 
 class QLinearConcat(_Requantised):

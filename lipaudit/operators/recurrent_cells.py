@@ -113,19 +113,27 @@ class _Weights:
         w, r = self.w[k], self.r[k]
         bias = sign * (self.b[k] + self.rb[k])
         with np.errstate(invalid="ignore", over="ignore"):
-            from_x = np.where(np.sum(np.abs(w), axis=1) > 0, np.sum(np.abs(w), axis=1) * reach_x, 0.0)
-            reach = from_x + np.sum(np.abs(r), axis=1) * reach_h
+            reach = _product(np.sum(np.abs(w), axis=1), reach_x) + _product(np.sum(np.abs(r), axis=1), reach_h)
             error = (reach + np.abs(self.b[k]) + np.abs(self.rb[k])) * ((w.shape[1] + r.shape[1] + 8) * 2.0**-52)
             top = float(np.max(bias + reach + error))
+        if math.isnan(top):
+            return math.inf
         return min(top, self.clip) if self.clip > 0 else top
 
 
+def _product(size: Floats, reach: float) -> Floats:
+    """``size * reach`` with 0 for no weight at all, however far the value may reach."""
+    return np.where(size > 0, size * reach, 0.0)
+
+
 def _sigmoid_up(a: float) -> float:
-    return min(1.0, (1 + 2.0**-40) / (1 + math.exp(-a))) if a > -700 else 1e-300
+    """At least the sigmoid of ``a``."""
+    return 1e-300 if a < -700 else min(1.0, (1 + 2.0**-40) / (1 + math.exp(-a)))
 
 
 def _sigmoid_down(a: float) -> float:
-    return max(0.0, (1 - 2.0**-40) / (1 + math.exp(-a))) if a > -700 else 0.0
+    """At most the sigmoid of ``a``."""
+    return 0.0 if a < -700 else max(0.0, (1 - 2.0**-40) / (1 + math.exp(-a)))
 
 
 def cell_of(

@@ -270,7 +270,7 @@ class Convolution(LinearOperator):
         found = symbol_norm(self._matrix, self.window, slack)
         one = self if self.out_shape[0] == 1 else self._single()
         start = None if found.start is None else one._lifted(found.start)
-        lower = max(found.lower, witnessed(one, iterate(one, LOWER_STEPS, start), mixed))
+        lower = witnessed(one, iterate(one, LOWER_STEPS, start), mixed)
         options = [(found.upper, found.method, found.evidence), (self._reshaped(slack), "reshaped kernel", {})]
         upper, method, evidence = min(options if not found.upper.is_finite else options[:1], key=lambda item: item[0])
         return VerifiedNorm(upper, lower, method, evidence)
@@ -370,9 +370,7 @@ class TransposedConvolution(Adjoint):
         groups: int = 1,
         batch: int = 1,
     ) -> None:
-        base = Convolution(
-            weight, output, strides=strides, dilations=dilations, pads=pads, groups=groups, batch=batch, outputs=image
-        )
+        base = Convolution(weight, output, strides=strides, dilations=dilations, pads=pads, groups=groups, batch=batch, outputs=image)
         super().__init__(base, max(1, math.prod(weight.shape[2:]) * (weight.shape[0] // groups)))
 
     def magnitude(self) -> LinearOperator:

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
 
+from lipaudit.bounds.kernels import dpotrf, dsyevr, dsyrk, ssymv
 from lipaudit.bounds.lanczos import largest
 from lipaudit.bounds.operator import VerifiedNorm
 from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Lower, Norm, Upper
@@ -150,7 +150,7 @@ def _extremes(weight: Array) -> tuple[float, float]:
     lo, hi = math.inf, -math.inf
     for block in _flat_blocks(weight):
         lo, hi = min(float(np.min(block)), lo), max(float(np.max(block)), hi)
-        if math.isnan(lo) or not math.isfinite(hi - lo) and not (math.isfinite(hi) and math.isfinite(lo)):
+        if not (math.isfinite(lo) and math.isfinite(hi)):
             return math.nan, math.nan
     return lo, hi
 
@@ -158,7 +158,7 @@ def _extremes(weight: Array) -> tuple[float, float]:
 def _flat_blocks(weight: Array) -> Iterator[Array]:
     """The entries in blocks, as float32 or float64 (narrower types have no fast reductions)."""
     flat = weight.reshape(-1) if weight.flags.c_contiguous else weight.T.reshape(-1)
-    native = weight.dtype in (np.float32, np.float64)
+    native = weight.dtype.char in "fd"
     for at in range(0, flat.size, BLOCK):
         block = flat[at : at + BLOCK]
         yield block if native else block.astype(np.float64)
@@ -200,9 +200,9 @@ class _Scaled:
         for _, block in self.blocks():
             # The transpose of a C-ordered block is Fortran-ordered: no copy is made.
             if total is None:
-                total = blas.dsyrk(1.0, block.T, trans=0 if self.tall else 1, lower=1)
+                total = dsyrk(1.0, block.T, trans=0 if self.tall else 1, lower=1)
             else:
-                total = blas.dsyrk(1.0, block.T, beta=1.0, c=total, trans=0 if self.tall else 1, lower=1, overwrite_c=1)
+                total = dsyrk(1.0, block.T, beta=1.0, c=total, trans=0 if self.tall else 1, lower=1, overwrite_c=1)
         assert total is not None
         return total
 
@@ -231,7 +231,8 @@ def _spectral(weight: Array, top: float, slack: float) -> VerifiedNorm:
     frobenius = square.sqrt()
     estimate, x = _estimate(gram, slack)
     rigorous, near = _from_below(scaled, x, float(frobenius))
-    estimate = max(estimate, near * near) if near > 0 else estimate
+    # The Rayleigh quotient in float64 is never too large; a Ritz value in float32 may be.
+    estimate = near * near if near * near >= estimate * (1 - 1e-6) else estimate
     lower = Lower(rigorous) * Lower.from_dyadic(1, exponent)
     free = [(frobenius * scale, "Frobenius norm")]
     if weight.size <= SMALL:
@@ -271,11 +272,11 @@ def _estimate(gram: Floats, slack: float) -> tuple[float, Floats]:
     """Largest eigenvalue of a Gram matrix (lower triangle, Fortran order) in plain floats, and a unit vector near its eigenvector."""
     n = gram.shape[0]
     if n <= EXACT_SIDE or slack < 1e-9:
-        values, vectors, _ = lapack.dsyevr(gram, range="I", il=n, iu=n, lower=1)[:3]
+        values, vectors, _ = dsyevr(gram, range="I", il=n, iu=n, lower=1)[:3]
         return float(values[0]), np.ascontiguousarray(vectors[:, 0])
     single = gram.astype(np.float32)
     value, x = largest(
-        lambda v: blas.ssymv(1.0, single, v, lower=1), n, dtype=np.float32, tolerance=max(slack / 4, 2e-7), residual=math.sqrt(slack)
+        lambda v: ssymv(1.0, single, v, lower=1), n, dtype=np.float32, tolerance=max(slack / 4, 2e-7), residual=math.sqrt(slack)
     )
     return value, x.astype(np.float64)
 
@@ -331,6 +332,6 @@ def factors(gram: Floats, t: float) -> bool:
         return False
     np.negative(gram, out=gram)
     np.fill_diagonal(gram, diagonal)
-    factor, info = lapack.dpotrf(gram, lower=1, clean=0, overwrite_a=1)
+    factor, info = dpotrf(gram, lower=1, clean=0, overwrite_a=1)
     # A NaN pivot passes some implementations with info 0.
     return info == 0 and bool(np.all(np.isfinite(np.diagonal(factor))))

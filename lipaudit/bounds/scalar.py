@@ -1,8 +1,9 @@
 """Certified scalars: upper and lower bounds with directed rounding and an unlimited exponent.
 
-The only file that imports flint (``ball.py`` takes ``arb`` and ``ctx`` from here). :class:`Upper` and :class:`Lower` are different types: the sum or product of two
-uppers is an upper (all quantities here are >= 0), an upper cannot be mixed with a lower, ``bool()`` raises, and text is
-rounded outward. Values are stored as *exact* dyadic numbers (the outer end of an Arb ball), so comparisons are decided.
+The only file that imports flint (``ball.py`` takes ``arb`` and ``ctx`` from here). :class:`Upper` and :class:`Lower` are
+different types: the sum or product of two uppers is an upper (all quantities here are >= 0), an upper cannot be mixed with
+a lower, ``bool()`` raises, and text is rounded outward. Values are stored as *exact* dyadic numbers (the outer end of an Arb
+ball), so comparisons are decided.
 """
 
 from __future__ import annotations
@@ -209,6 +210,10 @@ class Upper(_Bound):
         """Square root, rounded up."""
         return Upper._of(self._value.sqrt()) if self.is_finite else INFINITE
 
+    def as_lower(self) -> Lower:
+        """The stored number itself as a lower bound *of that number*: for algorithms in which it is a free parameter."""
+        return Lower._of(self._value)
+
     def exp(self) -> Upper:
         """e to this power, rounded up."""
         return Upper._of(self._value.exp()) if self.is_finite else INFINITE
@@ -320,8 +325,8 @@ def _collatz_wielandt(rows: Sequence[Sequence[Upper]], columns: Sequence[Sequenc
         image = gram(u)
         top = max(image)
         # A floor keeps u positive where a column is (almost) zero: any positive u is valid.
-        scale = Lower._of(top._value)
+        scale = top.as_lower()
         u = [max(x / scale, Upper(2.0**-40)) for x in image]
     image = gram(u)
-    ratio = max(y / Lower._of(x._value) for y, x in zip(image, u, strict=True))
+    ratio = max(y / x.as_lower() for y, x in zip(image, u, strict=True))
     return ratio.sqrt()

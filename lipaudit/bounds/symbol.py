@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
-from lipaudit.bounds.scalar import INFINITE, Lower, Upper
+from lipaudit.bounds.scalar import INFINITE, Upper
 from lipaudit.bounds.torus import Lags, Peak, Torus, candidates, grid_factor, scalar_sweep, sweep
 from lipaudit.bounds.window import Axis, AxisForm
 
@@ -29,6 +29,9 @@ GRID_FROM = 2.0
 CHEAP = 0.3
 """Estimated seconds up to which several tori are swept for a small image."""
 
+GRID = "uniform grid of frequencies"
+"""Name of the image-independent method."""
+
 TIE = 1e-3
 """Scores (of squared norms) within this of the best are ties: the smallest torus of them is taken."""
 
@@ -40,7 +43,6 @@ class Symbol:
     upper: Upper
     method: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    lower: Lower = Lower(0)
     start: tuple[str, Floats] | None = None
 
 
@@ -124,7 +126,7 @@ def _best(lags: Lags, options: Sequence[Torus], peaks: Sequence[Peak], slack: fl
         found = sweep(lags, grid, peaks, slack)
         if found is not None:
             factor = grid_factor(counts, grid.sizes)
-            return found.square * factor * factor, {**found.evidence, "factor": factor.decimal(8)}, "uniform grid of frequencies", found.peak
+            return found.square * factor * factor, {**found.evidence, "factor": factor.decimal(8)}, GRID, found.peak
     scored = [(float(np.max(lags.scores(torus, torus.frequencies(), peaks))), torus) for torus in options]
     least = min(score for score, _ in scored)
     ties = [torus for score, torus in scored if score <= least * (1 + TIE)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ def _controller() -> ThreadpoolController:
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def single_threaded() -> Generator[None]:
     """Run the body with one BLAS thread (process-wide: enter it once, around the whole computation)."""
     with _controller().limit(limits=1, user_api="blas"):
         yield

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
 from lipaudit.bounds.dense import UNDERFLOW, gamma
+from lipaudit.bounds.kernels import zpotrf
 from lipaudit.bounds.lanczos import largest
 from lipaudit.bounds.scalar import ONE, Lower, Upper
 from lipaudit.bounds.sums import largest_row_sum
@@ -321,8 +321,8 @@ def _factors(negated: Complexes, diagonal: Floats, t: float) -> bool:
         return False
     np.fill_diagonal(negated, shifted)
     # The transpose of a C-ordered Hermitian matrix is its conjugate in Fortran order: no reordering is needed.
-    factor, info = lapack.zpotrf(negated.T, lower=1, clean=0, overwrite_a=0)
-    return info == 0 and bool(np.all(np.isfinite(np.diagonal(factor).real)))
+    factor, info = zpotrf(negated.T, lower=1, clean=0, overwrite_a=0)
+    return info == 0 and bool(np.all(np.isfinite(np.real(np.diagonal(factor)))))
 
 
 def grid_factor(counts: Sequence[int], sizes: Sequence[int]) -> Upper:

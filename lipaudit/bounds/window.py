@@ -88,7 +88,9 @@ class Axis:
                 outputs = -((residue - self.outputs) // self.dilation)
                 if inputs > 0 and outputs > 0:
                     least = max(least, inputs - (taps[0] + shift), outputs + taps[-1] + shift)
-            return AxisForm(tuple(taps), tuple((tap - taps[0], 0) for tap in taps), taps[-1] - taps[0] + 1, (-self.begin % self.dilation,), least, self.dilation, self.dilation)
+            places = tuple((tap - taps[0], 0) for tap in taps)
+            phase = -self.begin % self.dilation
+            return AxisForm(tuple(taps), places, taps[-1] - taps[0] + 1, (phase,), least, self.dilation, self.dilation)
         split = [divmod(self.offset(tap), self.stride) for tap in taps]
         phases = sorted({phase for _, phase in split})
         low, high = min(tau for tau, _ in split), max(tau for tau, _ in split)

@@ -1,0 +1,19 @@
+"""The BLAS and LAPACK routines that the bounds call directly: no copies, no zeroing of the other triangle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
+
+__all__ = ["dpotrf", "dsyevr", "dsyrk", "ssymv", "zpotrf"]
+
+Routine = Callable[..., Any]
+
+dsyrk = cast(Routine, get_blas_funcs("syrk", dtype=np.float64))
+ssymv = cast(Routine, get_blas_funcs("symv", dtype=np.float32))
+dpotrf = cast(Routine, get_lapack_funcs("potrf", dtype=np.float64))
+zpotrf = cast(Routine, get_lapack_funcs("potrf", dtype=np.complex128))
+dsyevr = cast(Routine, get_lapack_funcs("syevr", dtype=np.float64))

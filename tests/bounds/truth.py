@@ -1,0 +1,80 @@
+"""What the bounds are checked against: exact rational arithmetic, and rigorous lower values in extended precision."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipaudit.bounds.scalar import Lower, Norm, Upper
+
+Floats = NDArray[np.float64]
+
+
+def exact(bound: Upper | Lower) -> Fraction:
+    """The exact value of a finite bound."""
+    pair = bound.dyadic()
+    assert pair is not None
+    mantissa, exponent = pair
+    return Fraction(mantissa) * Fraction(2) ** exponent
+
+
+def rational(matrix: Floats) -> list[list[Fraction]]:
+    return [[Fraction(float(v)) for v in row] for row in matrix]
+
+
+def exact_sums(matrix: Floats, norm: Norm) -> Fraction:
+    """l1 or linf norm, exactly."""
+    rows = np.abs(matrix.T if norm == "l1" else matrix)
+    if rows.size == 0:
+        return Fraction(0)
+    with np.errstate(over="ignore"):
+        rough = rows.sum(axis=1)
+    near = rows[~(rough < rough.max() * (1 - 1e-9))] if np.isfinite(rough).all() else rows
+    return max(sum(map(Fraction, row[row > 0].tolist()), Fraction(0)) for row in np.unique(near, axis=0))
+
+
+def exact_gram(matrix: Floats) -> list[list[Fraction]]:
+    """W W' or W'W, whichever is smaller, exactly."""
+    rows = rational(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
+    return [[sum((a * b for a, b in zip(x, y, strict=True)), Fraction(0)) for y in rows] for x in rows]
+
+
+def dominates(square: Fraction, gram: list[list[Fraction]]) -> bool:
+    """Whether ``square * I - gram`` is positive semidefinite: exact symmetric elimination."""
+    n = len(gram)
+    m = [[(square if i == j else Fraction(0)) - gram[i][j] for j in range(n)] for i in range(n)]
+    for k in range(n):
+        if m[k][k] < 0 or (m[k][k] == 0 and any(m[i][k] != 0 for i in range(k + 1, n))):
+            return False
+        if m[k][k] == 0:
+            continue
+        for i in range(k + 1, n):
+            factor = m[i][k] / m[k][k]
+            if factor:
+                for j in range(k + 1, n):
+                    m[i][j] -= factor * m[k][j]
+    return True
+
+
+def spectral_from_below(matrix: Floats) -> float:
+    """A number that is certainly not above the l2 norm, and within about 1e-15 of it.
+
+    Rayleigh quotient of the top singular vector in extended precision, minus the error bound of its inner products.
+    """
+    m, n = matrix.shape
+    if matrix.size == 0 or not matrix.any():
+        return 0.0
+    x = np.linalg.svd(matrix, full_matrices=False)[2][0].astype(np.longdouble)
+    eps = float(np.finfo(np.longdouble).eps)
+    wide = matrix.astype(np.longdouble)
+    y = wide @ x
+    off = (n + 2) * eps * np.sqrt(np.sum((np.abs(wide) @ np.abs(x)) ** 2))
+    value = (np.sqrt(y @ y) - off) / np.sqrt(x @ x) * (1 - 4 * (m + n + 8) * eps)
+    return float(np.nextafter(np.float64(value), 0.0))
+
+
+def norm_from_below(matrix: Floats, norm: Norm) -> Fraction:
+    """The norm (l1, linf: exact; l2: rigorous from below)."""
+    return Fraction(spectral_from_below(matrix)) if norm == "l2" else exact_sums(matrix, norm)

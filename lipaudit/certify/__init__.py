@@ -16,7 +16,7 @@ from lipaudit.certify.sites import drawn, sites_of, with_captures
 from lipaudit.graph.ir import Graph
 from lipaudit.operators.base import Site
 from lipaudit.operators.catalogue import Catalogue
-from lipaudit.operators.flow import Flow, Reason, flatten, merged
+from lipaudit.operators.flow import Flow, Reason, merged
 from lipaudit.records import Step
 from lipaudit.topology import Topology
 from lipaudit.topology.sources import moving
@@ -60,11 +60,11 @@ def certify(
         gains = ask(nodes, sites, ranges, catalogue, norm, ledger, drawn(graph, catalogue), progress)
         outputs = _float_outputs(topology)
         tree = Tree(graph, topology.root, sites, gains, catalogue, norm, ledger)
-        flows, steps = tree.certify([source.value.name for source in topology.sources], outputs)
+        flows, steps, columns = tree.certify([source.value.name for source in topology.sources], outputs)
     for name in outputs:
         if name not in flows and name in drawn(graph, catalogue):
-            flows[name] = random_flow(len(topology.sources), name)
-    headline, matrix = _whole(topology, flows, outputs, norm, ledger, steps)
+            flows[name] = random_flow(columns[-1].stop if columns else 0, name)
+    headline, matrix = _whole(topology, flows, columns, outputs, norm, ledger, steps)
     if not topology.sources and (reached := _inputs_behind(graph, outputs)):
         words = f"its inputs ({', '.join(reached)}) are no floating-point tensors and no embedding is looked up: nothing can move continuously"
         headline = Bound(INFINITE, INFINITE, "none", (Reason(reached[0], "input", "unknown", words),), headline.step)
@@ -94,31 +94,29 @@ def _float_outputs(topology: Topology) -> tuple[str, ...]:
 
 
 def _whole(
-    topology: Topology, flows: Mapping[str, Flow], outputs: Sequence[str], norm: Norm, ledger: Ledger, steps: list[int]
+    topology: Topology, flows: Mapping[str, Flow], columns: Sequence[range], outputs: Sequence[str], norm: Norm, ledger: Ledger, steps: list[int]
 ) -> tuple[Bound, dict[tuple[str, str], Bound]]:
-    """The joint bound and the matrix source x output."""
+    """The joint bound and the matrix source x output. Source i is cut into the parts ``columns[i]``."""
     sources = [source.value.name for source in topology.sources]
-    rows = []
+    rows: list[tuple[Upper, ...]] = []
     offsets: list[Upper] = []
     reasons: list[tuple[Reason, ...]] = []
     matrix: dict[tuple[str, str], Bound] = {}
     for output in outputs:
         flow = flows.get(output)
-        row = flatten(flow, norm).rows[0] if flow is not None else None
-        gains = row.gains if row is not None else tuple(ZERO for _ in sources)
-        offset = row.offset if row is not None else ZERO
-        rows.append(gains)
+        own = [row.gains for row in flow.rows] if flow is not None else []
+        offset = flow.offset(norm) if flow is not None else ZERO
+        rows.extend(own)
         offsets.append(offset)
-        broken = flow.reasons if flow is not None and not all(gain.is_finite for gain in (*gains, offset)) else ()
-        reasons.append(broken)
-        for source, gain in zip(sources, gains, strict=True):
+        why = flow.reasons if flow is not None else ()
+        for source, parts in zip(sources, columns, strict=True):
+            gain = matrix_norm([[gains[j] for j in parts] for gains in own], norm)
             step = ledger.add("gain", f"{source} -> {output}", "paths over the region tree", gain, offset=offset, operands=steps)
-            own = broken if not (gain.is_finite and offset.is_finite) else ()
-            matrix[source, output] = Bound(gain, offset, "paths", own, step)
+            broken = () if gain.is_finite and offset.is_finite else why
+            matrix[source, output] = Bound(gain, offset, "paths", broken, step)
+            reasons.append(broken)
     slope = matrix_norm(rows, norm) if sources else ZERO
     offset = combine(offsets, norm)
     operands = [bound.step for bound in matrix.values() if bound.step is not None]
     step = ledger.add("gain", "all sources -> all outputs", f"{norm} norm of the matrix of gains", slope, offset=offset, operands=operands)
     return Bound(slope, offset, "paths", merged(reasons), step), matrix
-
-

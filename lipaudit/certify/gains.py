@@ -97,30 +97,41 @@ class Tree:
 
     # ------------------------------------------------------------------ the tree
 
-    def certify(self, sources: Sequence[str], outputs: Sequence[str]) -> tuple[dict[str, Flow], list[int]]:
-        """Flows of all values at the root's level from ``sources`` (one part each), after certifying every region."""
+    def certify(self, sources: Sequence[str], outputs: Sequence[str]) -> tuple[dict[str, Flow], list[int], list[range]]:
+        """Flows of all values at the root's level, after certifying every region.
+
+        Sources are cut at the slices that are taken of them; the ranges returned are the columns of each source.
+        """
         for region in reversed(preorder(self.root)):
             if region is not self.root:
                 self.bounds[region.path] = self._region(region)
-        start = {name: identity(len(sources)).single(identity(len(sources)).rows[i]) for i, name in enumerate(sources)}
         items = self._items(self.root)
+        start, columns = self._start(items, sources)
         flows, steps = self._propagate(items, start)
         self._forward(flows)
         self._backward(outputs)
-        return flows, steps
+        return flows, steps, columns
+
+    def _start(self, items: Sequence[_Item], entries: Sequence[str]) -> tuple[dict[str, Flow], list[range]]:
+        """The flows of the cut: each entry in its own parts, and the columns that these parts are."""
+        nodes = [item for item in items if isinstance(item, Node)]
+        cuts = [atoms(self.graph, nodes, name) for name in entries]
+        counts = [1 if cut is None else len(cut.sizes) for cut in cuts]
+        unit = identity(sum(counts))
+        start: dict[str, Flow] = {}
+        columns: list[range] = []
+        for name, cut, count in zip(entries, cuts, counts, strict=True):
+            begin = columns[-1].stop if columns else 0
+            columns.append(range(begin, begin + count))
+            rows = unit.rows[begin : begin + count]
+            start[name] = Flow(rows) if cut is None else Flow(rows, cut.axis, cut.sizes)
+        return start, columns
 
     def _region(self, region: Region) -> RegionBound:
         """Certify one region whose children are certified."""
         items = self._items(region)
         entries = region.entries
-        cut = atoms(self.graph, [item for item in items if isinstance(item, Node)], entries[0]) if len(entries) == 1 else None
-        if cut is not None:
-            start = {entries[0]: identity(len(cut.sizes), cut.sizes, cut.axis)}
-            columns = [range(len(cut.sizes))]
-        else:
-            unit = identity(len(entries))
-            start = {name: unit.single(unit.rows[i]) for i, name in enumerate(entries)}
-            columns = [range(i, i + 1) for i in range(len(entries))]
+        start, columns = self._start(items, entries)
         flows, steps = self._propagate(items, start)
         exit_flow = flows.get(region.exit)
         found: list[Entry] = []

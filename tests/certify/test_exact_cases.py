@@ -82,7 +82,7 @@ CASES: list[Case] = [
     ("log softmax l1", [make_node("LogSoftmax", ["x"], ["y"])], {"x": [1, 4]}, ["y"], {}, (3, 2, 2)),
     ("matmul right: rows for l1, columns for linf", [make_node("MatMul", ["x", "w"], ["y"])], {"x": [1, 2]}, ["y"], {"w": np.array([[1.0, 0.0], [1.0, 0.0]])}, (1, R2, 2)),
     ("two linear layers are one", [make_node("MatMul", ["x", "a"], ["h"]), make_node("MatMul", ["h", "b"], ["y"])], {"x": [1, 2]}, ["y"],
-     {"a": np.array([[1.0, 0.0], [0.0, 0.0]]), "b": np.array([[0.0, 0.0], [0.0, 5.0]])}, (0, 0, 0)),
+     {"a": np.array([[3.0, 0.0], [0.0, 1.0]]), "b": np.array([[1.0, 0.0], [0.0, 5.0]])}, (5, 5, 5)),
     ("conv 1-D all ones, padded", [make_node("Conv", ["x", "w"], ["y"], pads=[1, 1])], {"x": [1, 1, 7]}, ["y"], {"w": ONES3}, (3, 1 + 2 * math.cos(math.pi / 8), 3)),
     ("conv with stride 3 does not overlap", [make_node("Conv", ["x", "w"], ["y"], strides=[3])], {"x": [1, 1, 9]}, ["y"], {"w": ONES3}, (1, R3, 3)),
     ("conv dilated 2, padded", [make_node("Conv", ["x", "w"], ["y"], dilations=[2], pads=[2, 2])], {"x": [1, 1, 14]}, ["y"], {"w": ONES3}, (3, 1 + 2 * math.cos(math.pi / 8), 3)),

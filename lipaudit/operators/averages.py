@@ -1,8 +1,8 @@
 """Maps that act on each axis by its own matrix of rational numbers: averages and interpolation (Kronecker products).
 
 ``|A (x) B|_p = |A|_p |B|_p`` in every norm, so gains multiply over the axes. Entries are exact rationals; l1 and linf norms are
-exact sums, l2 is at most ``sqrt(l1 * linf)`` (exact without overlap) and at most the verified norm of the matrix in doubles plus
-what rounding its entries can change.
+exact sums; l2 is the largest row norm without overlap, else at most ``sqrt(l1 * linf)`` and at most the verified norm of the matrix in
+doubles plus what rounding its entries can change.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ class AxisMatrix:
         largest_column = max(columns.values(), default=Fraction(0))
         if norm != "l2":
             return Upper(largest_column if norm == "l1" else largest_row)
+        if sum(len(row) for row in self.rows) == len(columns):  # no input is read twice: rows are orthogonal
+            return Upper(max((sum((w * w for w in row.values()), Fraction(0)) for row in self.rows), default=Fraction(0))).sqrt()
         mixed = Upper(largest_row * largest_column).sqrt()
-        overlaps = sum(len(row) for row in self.rows) > len(columns)
-        if not overlaps or max(self.inputs, len(self.rows)) > _SIDE:
+        if max(self.inputs, len(self.rows)) > _SIDE:
             return mixed
         verified = dense_norm(self.matrix(), "l2", 1e-12).upper
         # |A - fl(A)| <= 2^-53 |A| entrywise, hence in norm at most 2^-53 times the norm of |A|.

@@ -145,5 +145,3 @@ class Where(Rule):
             if not (isinstance(gain, Finite) and gain.slope.is_zero and gain.offset.is_zero) or not joint:
                 joint.append(scaled(site, flows[0], gain, norm))
         return (add_flows(joint, norm),)
-
-

@@ -148,5 +148,3 @@ class Split(Rule):
         if flow is None:  # only the lengths depend on the source, and the outputs have static shapes
             return super().flow(site, flows, gains, norm)
         return tuple(pieces(flow, axis, start, stop) for start, stop in self._bounds(site))
-
-

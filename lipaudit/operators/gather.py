@@ -220,5 +220,3 @@ class GatherND(_Lookup):
         slices = array.reshape((math.prod(common), *array.shape[batch:]))
         moved = [part[tuple(np.moveaxis(own, -1, 0))] for part, own in zip(slices, tuples, strict=True)]
         return np.stack(moved).reshape(site.out_shape()) if moved else np.zeros(site.out_shape(), dtype=array.dtype)
-
-

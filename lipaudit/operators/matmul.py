@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -256,8 +256,8 @@ class Gemm(_Product):
 
     weight = 1
 
-    def _matrix(self, site: Site, i: int) -> Array | str:
-        """Constant operand i as stored, transposed as asked and times alpha where that is exact in doubles."""
+    def _stored(self, site: Site, i: int) -> Array | str:
+        """Constant operand i, transposed as asked."""
         constant = site.constant(i)
         if constant is None:
             return f"{site.node.inputs[i]!r} is not constant"
@@ -266,8 +266,13 @@ class Gemm(_Product):
             return "Gemm needs matrices"
         if site.attr("transA" if i == 0 else "transB", 0):
             weight = weight.T
+        return weight
+
+    def _matrix(self, site: Site, i: int) -> Array | str:
+        """Constant operand i, transposed as asked and times alpha where that is exact in doubles."""
+        constant, weight = site.constant(i), self._stored(site, i)
         alpha = float(site.attr("alpha", 1.0))
-        if alpha == 1.0:
+        if alpha == 1.0 or constant is None or isinstance(weight, str):
             return weight
         if constant.fill is not None:
             value = float(constant.fill) * alpha
@@ -339,16 +344,17 @@ class Gemm(_Product):
             size = math.prod(site.shape(2))
             beta = Upper(abs(float(site.attr("beta", 1.0))))
             return Finite(beta * repeat_factor(math.prod(shape) // size if size else 0, norm), method="copies of C")
-        matrix = self._matrix(site, 1 - i)
+        alpha = Upper(abs(float(site.attr("alpha", 1.0))))
+        matrix = self._stored(site, 1 - i)
         if not isinstance(matrix, str):
             rows = site.shape(i)[::-1] if site.attr("transA" if i == 0 else "transB", 0) else site.shape(i)
-            return norm_gain(Dense(matrix, rows, side="right" if i == 0 else "left"), norm, site.node.inputs[1 - i], site.node.name)
-        a, b = self._operands(site, xs)
-        own, other = (a, b) if i == 0 else (b, a)
-        found = self._bilinear(site, i, norm, own, other, ())
-        if isinstance(found, Finite):
-            return Finite(Upper(abs(float(site.attr("alpha", 1.0)))) * found.slope, method=found.method)
-        return found
+            operator = Dense(matrix, rows, side="right" if i == 0 else "left")
+            found = norm_gain(operator, norm, site.node.inputs[1 - i], site.node.name)
+        else:
+            a, b = self._operands(site, xs)
+            own, other = (a, b) if i == 0 else (b, a)
+            found = self._bilinear(site, i, norm, own, other, ())
+        return replace(found, slope=alpha * found.slope) if isinstance(found, Finite) else found
 
     def linear(self, site: Site, i: int) -> LinearOperator | None:
         """The map itself."""

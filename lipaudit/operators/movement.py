@@ -386,5 +386,3 @@ class ReverseSequence(Movement):
         if i == 0:
             return Finite(repeat_factor(1, norm), method="permutation")
         return super().gain(site, i, norm, xs)
-
-

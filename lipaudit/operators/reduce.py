@@ -249,5 +249,3 @@ def _product_slope(magnitudes: Floats, axes: tuple[int, ...], norm: Norm) -> flo
     if not np.all(np.isfinite(gradient)):
         return math.inf
     return group_norm(gradient, gradient.shape, (1,), dual(norm))
-
-

@@ -109,6 +109,7 @@ class Scatter(Rule):
 
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """How parts move, see the class."""
+
         def part(i: int) -> list[Flow]:
             flow, gain = flows[i], gains[i]
             return [scaled(site, flatten(flow, norm), gain, norm)] if flow is not None and gain is not None else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import onnx.defs
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
+from onnxruntime import InferenceSession
 
 from lipaudit.bounds.scalar import Norm, Upper
 from lipaudit.graph.ir import Constant, Node, Value
@@ -60,28 +61,45 @@ class One:
     opset: int = 21
     outputs: int = 1
     shapes: tuple[tuple[int, ...], ...] | None = None
+    float32: bool = False
+    """Run in onnxruntime's float32 (for values that are exact there)."""
+    function: Callable[[Mapping[str, NDArray[np.float64]]], list[NDArray[np.float64]]] | None = None
+    """Instead of the reference evaluator, where that computes in float32."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        return tuple("" if arg is None else (arg.name if isinstance(arg, Moving) and arg.name else f"x{i}") for i, arg in enumerate(self.args))
+        return tuple(
+            "" if arg is None else (arg.name if isinstance(arg, Moving) and arg.name else f"x{i}") for i, arg in enumerate(self.args)
+        )
 
     @cached_property
-    def model(self) -> ReferenceEvaluator:
+    def model(self) -> Any:
+        kind = TensorProto.FLOAT if self.float32 else TensorProto.DOUBLE
         inputs: dict[str, Any] = {}
         for name, arg in zip(self.names, self.args, strict=True):
             if arg is not None:
-                inputs[name] = helper.make_tensor_value_info(name, TensorProto.DOUBLE if isinstance(arg, Moving) else helper.np_dtype_to_tensor_dtype(arg.dtype), arg.shape)
+                stored = not isinstance(arg, Moving) and arg.dtype != np.float64
+                inputs[name] = helper.make_tensor_value_info(
+                    name, helper.np_dtype_to_tensor_dtype(arg.dtype) if stored else kind, arg.shape
+                )
         outs = [f"y{k}" for k in range(self.outputs)]
         node = helper.make_node(self.op, list(self.names), outs, **self.attrs)
-        infos = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in outs]
+        infos = [helper.make_tensor_value_info(name, kind, None) for name in outs]
         graph = helper.make_graph([node], "one", list(inputs.values()), infos)
-        return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)]))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
+        return (
+            InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]) if self.float32 else ReferenceEvaluator(model)
+        )
 
     def run(self, xs: Mapping[str, NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+        if self.function is not None:
+            return self.function(xs)
         feed = dict(xs)
         for name, arg in zip(self.names, self.args, strict=True):
             if isinstance(arg, np.ndarray):
                 feed[name] = arg
+        if self.float32:
+            feed = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in feed.items()}
         return [np.asarray(y) for y in self.model.run(None, feed)]
 
     @cached_property
@@ -102,7 +120,7 @@ class One:
                 inputs.append(Value(name, "float64" if isinstance(arg, Moving) else str(arg.dtype), arg.shape))
                 constants.append(Constant.of(name, arg) if isinstance(arg, np.ndarray) else None)
         version = onnx.defs.get_schema(self.op, self.opset, "").since_version
-        attrs = {key: tuple(value) if isinstance(value, list) else value for key, value in self.attrs.items()}
+        attrs = {key: stored(value) for key, value in self.attrs.items()}
         node = Node("n", self.op, self.names, tuple(f"y{k}" for k in range(self.outputs)), "", version, attrs, ("n",))
         moving = tuple(isinstance(arg, Moving) for arg in self.args)
         outs = tuple(Value(f"y{k}", "float64", tuple(int(d) for d in shape)) for k, shape in enumerate(shapes))
@@ -161,6 +179,13 @@ class One:
             unit.reshape(-1)[k] = 1.0
             columns.append(self.run(origin | {name: unit})[0].astype(np.float64).ravel() - zero)
         return np.stack(columns, axis=1) if columns else np.zeros((zero.size, 0))
+
+
+def stored(value: Any) -> Any:
+    """An attribute as a model file holds it: floats are float32."""
+    if isinstance(value, float):
+        return float(np.float32(value))
+    return tuple(stored(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def check_cut(flow: Flow, shape: tuple[int, ...]) -> None:

@@ -32,6 +32,8 @@ def test_broadcast_add() -> None:
     near(one.slopes(0), (1, 1, 1))
     near(one.slopes(1), (3, R3, 1))
     near(One("Add", [Moving((2, 1)), Moving((1, 3))]).slopes(0), (3, R3, 1))
+    near(One("Sub", [Moving((3, 2)), Moving((2,))]).slopes(1), (3, R3, 1))
+    near(joint(One("Sub", [Moving((2,)), np.ones(2)])), (1, 1, 1))
 
 
 def test_legacy_broadcast_at_axis() -> None:
@@ -86,6 +88,7 @@ def test_remainder() -> None:
 
 def test_extrema() -> None:
     near(One("Max", [Moving((2, 3)), Moving((1, 3))]).slopes(1), (2, R2, 1))
+    near(One("Min", [Moving((2, 3)), Moving((1, 3))]).slopes(1), (2, R2, 1))
     never = One("Max", [Moving((3,), 2, 5), Moving((3,), -1, 1)])
     assert never.slopes(1) == (0.0, 0.0, 0.0)
     near(joint(never), (1, 1, 1))

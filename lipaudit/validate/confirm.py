@@ -1,30 +1,32 @@
-"""Confirms a pair in float64 and turns it into a bound that rounding cannot break.
+"""Confirms a pair in float64 and turns it into bounds that rounding cannot break.
 
-The error of a float64 evaluation is estimated from the distance between a float32 run and the float64 run of the same
-point: the two suffer the same amplification of rounding errors, which are 2^29 times larger in float32. The estimate is
-taken 2^7 times larger than that ratio gives (2^-22 of the distance seen), on top of 2^-45 of the value itself, so that a
-lucky cancellation in the float32 run does not hide an error. The larger relative distance of all points seen so far is
-used. A difference of outputs that does not exceed the error proves nothing.
+The error of a float64 evaluation is estimated from the distance between a float32 and a float64 evaluation of the same
+point by the same code: the two suffer the same amplification of rounding errors, which are 2^29 times larger in float32.
+The estimate is taken 2^7 times larger than that ratio gives (2^-22 of the distance seen), on top of 2^-45 of the value
+itself, so that a lucky cancellation in the float32 run does not hide an error; the larger relative distance of all points
+seen so far is used. A difference of values that does not exceed the error proves nothing.
+
+Both points are evaluated in lockstep, in both precisions, and of every value only norms are kept: all regions of a large
+network are measured at the memory of one evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.scalar import Lower, Norm, Upper
+from lipaudit.bounds.scalar import Lower, Norm, Upper, combine
 from lipaudit.graph.export import to_model
-from lipaudit.graph.ir import Graph
+from lipaudit.validate.engine import Engine
 from lipaudit.validate.exact import Evaluator, NotExact
 from lipaudit.validate.problem import Problem
 from lipaudit.validate.session import Deadline, Session
 from lipaudit.validate.vectors import lower_norm, norm_of, upper_norm
 
-__all__ = ["Confirmer", "Exact", "Quotient", "Unconfirmed"]
+__all__ = ["Confirmer", "Move", "Proof", "Quotient", "Unconfirmed"]
 
 Floats = NDArray[np.float64]
 
@@ -39,12 +41,21 @@ class Unconfirmed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Exact:
-    """A point evaluated in float64: flat values by name, and how far the float32 run was from each (element by element)."""
+class Move:
+    """How far one value moves between the two points: between ``low`` and ``high`` (norm of the difference)."""
 
-    point: Floats
-    values: Mapping[str, Floats]
-    distances: Mapping[str, Floats]
+    low: Lower
+    high: Upper
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A pair of points and how far every value of interest moves between them."""
+
+    x: Floats
+    y: Floats
+    family: str
+    moves: Mapping[str, Move]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,112 +68,124 @@ class Quotient:
 
 
 class Confirmer:
-    """Evaluates points of ``problem`` in float32 (no optimisations, CPU) and float64, with the inner values ``taps``.
+    """Proves pairs of the engine's problem; ``taps`` are inner values whose moves are wanted as well."""
 
-    Raises
-    ------
-    RuntimeError
-        If onnxruntime refuses the graph.
-    """
-
-    def __init__(self, problem: Problem, taps: Sequence[str], norm: Norm, deadline: Deadline) -> None:
-        self.problem = problem
+    def __init__(self, engine: Engine, taps: Sequence[str], norm: Norm, deadline: Deadline) -> None:
+        self.problem: Problem = engine.problem
         self.norm: Norm = norm
-        self.deadline = deadline
-        self._exact = Evaluator(problem.graph, check=deadline.check)
-        fed = {value.name for value in problem.graph.inputs}
-        self._names = tuple(name for name in dict.fromkeys((*problem.outputs, *taps)) if name not in fed)
-        self._session = Session(to_model(problem.graph, taps=self._names), optimise=False)
+        self._engine = engine
+        self._deadline = deadline
+        graph = self.problem.graph
+        self._double = Evaluator(graph, check=deadline.check)
+        self._single = Evaluator(graph, floating=np.float32, check=deadline.check)
+        fed = {value.name for value in graph.inputs}
+        self._names = tuple(name for name in dict.fromkeys((*self.problem.outputs, *taps)) if name not in fed)
+        self._plain: Session | None = None
         self._relative: dict[str, float] = {}
-        self._ratio = 1.0 if _holds_double(problem.graph) else _RATIO
 
-    def evaluate(self, point: Floats) -> Exact:
-        """Both evaluations at ``point``.
+    def prove(self, x: Floats, y: Floats, family: str) -> Proof:
+        """Evaluate the pair.
 
         Raises
         ------
         Unconfirmed
-            If an operator has no float64 evaluation, a value is not finite, or the two evaluations disagree.
+            If an operator has no float64 evaluation, an output is not finite, or onnxruntime means something else.
         OutOfTime
             At the time limit.
         """
+        self._deadline.check()
+        runs = [
+            evaluator.stream(self.problem.feeds(point, double=True), self._names)
+            for evaluator in (self._double, self._single)
+            for point in (x, y)
+        ]
+        moves: dict[str, Move] = {}
+        outputs: dict[str, tuple[Floats, Floats]] = {}
         try:
-            found = self._exact.run(self.problem.feeds(point, double=True), self._names)
+            for (name, ax), (_, ay), (_, bx), (_, by) in zip(*runs, strict=True):
+                a, b, c, d = (np.asarray(v, dtype=np.float64).reshape(-1) for v in (ax, ay, bx, by))
+                if name in self.problem.outputs:
+                    outputs[name] = a, b
+                    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                        raise Unconfirmed(f"output {name!r} is not finite at the point.")
+                move = self._move(name, a, b, c, d)
+                if move is not None:
+                    moves[name] = move
         except NotExact as error:
             raise Unconfirmed(f"the pair could not be confirmed in float64: {error}.") from None
-        try:
-            seen = self._session.run(self._feeds(point), self._names, self.deadline)
-        except RuntimeError as error:
-            raise Unconfirmed(f"onnxruntime failed: {error}.") from None
-        values: dict[str, Floats] = {}
-        distances: dict[str, Floats] = {}
-        for name in self._names:
-            value = np.asarray(found[name], dtype=np.float64).reshape(-1)
-            other = np.asarray(seen[name], dtype=np.float64).reshape(-1)
-            if name in self.problem.outputs and not np.isfinite(value).all():
-                raise Unconfirmed(f"output {name!r} is not finite at the point.")
-            if value.size != other.size:
-                raise Unconfirmed(f"onnxruntime and the float64 evaluation disagree on the shape of {name!r}.")
-            with np.errstate(invalid="ignore", over="ignore"):
-                distance = np.abs(value - other)
-            values[name], distances[name] = value, distance
-            self._remember(name, value, distance)
-        return Exact(point, values, distances)
+        except ValueError:
+            raise Unconfirmed("the two points take different paths through the graph.") from None
+        self._compare(x, [outputs[name][0] for name in self.problem.outputs if name in outputs])
+        self._compare(y, [outputs[name][1] for name in self.problem.outputs if name in outputs])
+        for part in self.problem.parts:
+            # Differences of the given points: one rounding each, which the norms allow for.
+            step = x[part.place] - y[part.place]
+            moves[part.name] = Move(lower_norm(step, self.norm), upper_norm(step, self.norm))
+        return Proof(x, y, family, moves)
 
-    def _feeds(self, point: Floats) -> dict[str, NDArray[Any]]:
-        return {name: array for name, array in self.problem.feeds(point).items() if name in self._session.inputs}
+    def _move(self, name: str, a: Floats, b: Floats, c: Floats, d: Floats) -> Move | None:
+        """From the values at both points in float64 (a, b) and in float32 (c, d); None if they are not finite."""
+        if a.size != b.size:
+            return None
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = a - b
+            error = self._error(name, a, c) + self._error(name, b, d)
+        if not (np.isfinite(difference).all() and np.isfinite(error)):
+            return None
+        return Move(lower_norm(difference, self.norm, error), upper_norm(difference, self.norm, error))
 
-    def _remember(self, name: str, value: Floats, distance: Floats) -> None:
-        size, off = norm_of(value, self.norm), norm_of(distance, self.norm)
+    def _error(self, name: str, value: Floats, coarse: Floats) -> float:
+        size, off = norm_of(value, self.norm), norm_of(value - coarse, self.norm)
         if size > 0 and np.isfinite(off):
             self._relative[name] = max(self._relative.get(name, 0.0), off / size)
-        if name in self.problem.outputs and not off <= max(_AGREEMENT * size, 1e-30):
+        return _RATIO * max(off, self._relative.get(name, 0.0) * size) + _FLOOR * size
+
+    def _compare(self, point: Floats, outputs: Sequence[Floats]) -> None:
+        """Refuse the pair if onnxruntime computes something else."""
+        exact = np.concatenate(outputs)
+        try:
+            if self._agrees(exact, self._engine.value(point)):
+                return
+            # Optimised quantised graphs run on integer kernels: ask again without optimisation.
+            if self._plain is None:
+                self._plain = Session(to_model(self.problem.graph), optimise=False)
+            feeds = {name: array for name, array in self.problem.feeds(point).items() if name in self._plain.inputs}
+            found = self._plain.run(feeds, self.problem.outputs, self._deadline)
+        except RuntimeError as error:
+            raise Unconfirmed(f"onnxruntime failed: {error}.") from None
+        seen = np.concatenate([np.asarray(found[name], dtype=np.float64).reshape(-1) for name in self.problem.outputs])
+        if not self._agrees(exact, seen):
+            off = norm_of(exact - seen, "l2") if exact.size == seen.size else float("nan")
             raise Unconfirmed(
-                f"onnxruntime and the float64 evaluation of output {name!r} differ by {off:.1e} where the value is {size:.1e}."
+                f"onnxruntime and the float64 evaluation differ by {off:.1e} where the outputs have size {norm_of(exact, 'l2'):.1e}."
             )
 
-    def error(self, exact: Exact, name: str, norm: Norm) -> float:
-        """Estimate of the error of a value of ``exact`` in ``norm`` (0 for inputs, which are exact)."""
-        if name not in exact.values:
-            return 0.0
-        size = norm_of(exact.values[name], norm)
-        off = max(norm_of(exact.distances[name], norm), self._relative.get(name, 0.0) * size)
-        return self._ratio * off + _FLOOR * size
+    def _agrees(self, exact: Floats, seen: Floats) -> bool:
+        if exact.size != seen.size:
+            return False
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = norm_of(exact - seen, "l2")
+        return bool(off <= max(_AGREEMENT * norm_of(exact, "l2"), 1e-30))
 
-    def value(self, exact: Exact, name: str) -> Floats:
-        """A value of ``exact``: an inner value, an output or a source."""
-        found = exact.values.get(name)
-        if found is not None:
-            return found
-        for part in self.problem.parts:
-            if part.name == name:
-                return exact.point[part.place]
-        fixed = self.problem.fixed.get(name)
-        if fixed is None:
-            raise Unconfirmed(f"value {name!r} is not known.")
-        return np.asarray(fixed, dtype=np.float64).reshape(-1)
-
-    def joint(self, x: Exact, y: Exact, names: Sequence[str]) -> tuple[Floats, float]:
-        """The difference of several values as one vector, and the error of it in the norm at hand."""
-        parts = [self.value(x, name) - self.value(y, name) for name in names]
-        errors = [self.error(x, name, self.norm) + self.error(y, name, self.norm) for name in names]
-        vector = np.concatenate(parts) if parts else np.zeros(0)
-        return vector, norm_of(np.array(errors), self.norm) * (1 + 2.0**-40)
-
-    def quotient(self, x: Exact, y: Exact, sources: Sequence[str], exits: Sequence[str]) -> Quotient | None:
-        """The gain from ``sources`` to ``exits`` that the pair proves; None if it proves nothing."""
-        difference, error = self.joint(x, y, exits)
-        distance, blur = self.joint(x, y, sources)
-        if not (np.isfinite(difference).all() and np.isfinite(distance).all() and np.isfinite(error) and np.isfinite(blur)):
+    def quotient(self, proof: Proof, sources: Sequence[str], exits: Sequence[str]) -> Quotient | None:
+        """The gain from ``sources`` to ``exits`` (each jointly) that the pair proves; None if it proves nothing."""
+        ends = [proof.moves.get(name) for name in dict.fromkeys(exits)]
+        starts = [proof.moves.get(name) for name in dict.fromkeys(sources)]
+        if any(move is None for move in (*ends, *starts)):
             return None
-        top, bottom = lower_norm(difference, self.norm, error), upper_norm(distance, self.norm, blur)
-        # A distance that is all blur proves nothing worth telling; it would only give tiny numbers.
-        if top.is_zero or bottom.is_zero:
+        top = _combine_lower([move.low for move in ends if move is not None], self.norm)
+        bottom = combine([move.high for move in starts if move is not None], self.norm)
+        if top.is_zero or bottom.is_zero or not bottom.is_finite:
             return None
         lower = top / bottom
         return None if lower.is_zero else Quotient(lower, top, bottom)
 
 
-def _holds_double(graph: Graph) -> bool:
-    """True if the model itself computes in float64: its own run is then no coarser than ours."""
-    return any(value.dtype in {"float64", "double"} for value in graph.values.values())
+def _combine_lower(parts: Sequence[Lower], norm: Norm) -> Lower:
+    """The norm of a vector of lower bounds."""
+    if norm == "linf":
+        return max(parts)
+    total = Lower(0)
+    for part in parts:
+        total = total + (part * part if norm == "l2" else part)
+    return total.sqrt() if norm == "l2" else total

@@ -14,14 +14,14 @@ from lipaudit.bounds.threads import single_threaded
 from lipaudit.errors import ModelError
 from lipaudit.graph.ir import Graph
 from lipaudit.validate.budget import Budget, flops
-from lipaudit.validate.confirm import Confirmer, Quotient
+from lipaudit.validate.confirm import Confirmer, Proof, Quotient
 from lipaudit.validate.direction import View
 from lipaudit.validate.engine import Engine
 from lipaudit.validate.measurement import Measurement, Measurements, not_measured
 from lipaudit.validate.problem import Problem, prepare
 from lipaudit.validate.search import Search
 from lipaudit.validate.session import Deadline, OutOfTime, resolve_device
-from lipaudit.validate.settle import Proof, Settler
+from lipaudit.validate.settle import Settler
 
 if TYPE_CHECKING:
     from lipaudit.topology.sources import Source
@@ -33,8 +33,9 @@ Progress = Callable[[float], None]
 
 # Of a time limit, the part that the search may take; the rest is for confirming.
 _SEARCH_TIME = 0.7
-# Floating-point operations that confirming may take.
-_CONFIRM_WORK = 2e10
+# Of the budget's floating-point operations, the part that is spent on confirming; and the most pairs.
+_CONFIRM_SHARE = 0.3
+_CONFIRM_PAIRS = 16
 
 
 def validate(
@@ -132,8 +133,8 @@ class _Validation:
         self.engine = Engine(self.problem, self.device, self.search_limit)
         cost = max(flops(self.problem.graph), 1.0)
         total = self.budget.for_graph(self.problem.graph)
-        self.pairs = int(max(2, min(16, _CONFIRM_WORK / cost)))
-        settler = Settler(Confirmer(self.problem, self._taps(), self.norm, self.confirm_limit), self.pairs)
+        self.pairs = int(max(2, min(_CONFIRM_PAIRS, _CONFIRM_SHARE * self.budget.work / cost)))
+        settler = Settler(Confirmer(self.engine, self._taps(), self.norm, self.confirm_limit))
         whole = View(self.engine)
         headline = self._search(whole, (self.seed, 0), total, 0.0, 0.8)
         self._settle(settler, whole, headline, names, self.problem.outputs, (self.seed, 1))
@@ -230,8 +231,8 @@ class _Validation:
             return {}
         arrays: dict[str, Array] = {}
         for part in self.problem.parts:
-            arrays[f"x:{part.name}"] = _narrow(proof.x.point[part.place].reshape(part.shape))
-            arrays[f"y:{part.name}"] = _narrow(proof.y.point[part.place].reshape(part.shape))
+            arrays[f"x:{part.name}"] = _narrow(proof.x[part.place].reshape(part.shape))
+            arrays[f"y:{part.name}"] = _narrow(proof.y[part.place].reshape(part.shape))
         return arrays | {f"fixed:{name}": array for name, array in self.problem.fixed.items()}
 
 

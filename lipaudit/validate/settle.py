@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.validate.confirm import Confirmer, Exact, Quotient, Unconfirmed
+from lipaudit.validate.confirm import Confirmer, Proof, Quotient, Unconfirmed
 from lipaudit.validate.direction import View
 from lipaudit.validate.search import Candidate
 from lipaudit.validate.starts import starts
 
-__all__ = ["Proof", "Settler"]
+__all__ = ["Settler"]
 
 Floats = NDArray[np.float64]
 
@@ -21,21 +21,11 @@ Floats = NDArray[np.float64]
 _FRACTIONS = (1.0, 0.1, 10.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """A pair evaluated in float64; ``family`` says where it came from."""
-
-    x: Exact
-    y: Exact
-    family: str
-
-
 @dataclass
 class Settler:
-    """Confirms candidates, at most ``allowed`` pairs in all, and remembers every pair that it evaluated."""
+    """Confirms candidates and remembers every pair that it evaluated; ``complaint`` is the first reason for a refusal."""
 
     confirmer: Confirmer
-    allowed: int
     proofs: list[Proof] = field(default_factory=list)
     complaint: str = ""
 
@@ -89,9 +79,9 @@ class Settler:
         """The proof with the largest gain from ``sources`` to ``exits`` among the pairs that agree on ``held``."""
         found: tuple[Proof, Quotient] | None = None
         for proof in self.proofs:
-            if any(np.any(self.confirmer.value(proof.x, name) != self.confirmer.value(proof.y, name)) for name in held):
+            if any(not proof.moves[name].high.is_zero for name in held):
                 continue
-            quotient = self.confirmer.quotient(proof.x, proof.y, sources, exits)
+            quotient = self.confirmer.quotient(proof, sources, exits)
             if quotient is not None and (found is None or quotient.lower > found[1].lower):
                 found = proof, quotient
         return found
@@ -116,9 +106,9 @@ class Settler:
         if np.array_equal(x, y):
             return None
         try:
-            proof = Proof(self.confirmer.evaluate(x), self.confirmer.evaluate(y), family)
+            proof = self.confirmer.prove(x, y, family)
         except Unconfirmed as reason:
             self.complaint = self.complaint or str(reason)
             return None
         self.proofs.append(proof)
-        return self.confirmer.quotient(proof.x, proof.y, sources, exits) if exits else None
+        return self.confirmer.quotient(proof, sources, exits) if exits else None

@@ -39,6 +39,8 @@ def lower_norm(v: Floats, norm: Norm, error: float = 0.0) -> Lower:
 def upper_norm(v: Floats, norm: Norm, error: float = 0.0) -> Upper:
     """Not below the norm of any vector within ``error`` of ``v``."""
     value = norm_of(v, norm) * (1.0 + _slack(v)) + error * (1.0 + 2.0**-50)
+    if value == 0.0:
+        return Upper(0)
     return Upper(math.nextafter(value, math.inf)) if not math.isnan(value) else Upper(math.inf)
 
 

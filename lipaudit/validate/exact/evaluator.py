@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,14 +58,24 @@ class Evaluator:
         NotExact
             If a node has no evaluation in this precision, with its name and operator.
         """
+        return dict(self.stream(feeds, names))
+
+    def stream(self, feeds: Mapping[str, Array], names: Iterable[str]) -> Iterator[tuple[str, Array]]:
+        """As :meth:`run`, each value when it is there; values are dropped after their last use.
+
+        The order depends on the graph and ``names`` alone, so that streams of several points run in lockstep.
+        """
         wanted = frozenset(names)
         values = {name: self._working(array) for name, array in feeds.items()}
-        with np.errstate(all="ignore"):
-            self._run(self.graph, values, wanted)
-        missing = [name for name in wanted if name not in values and name not in self.graph.constants]
-        if missing:
-            raise NotExact(f"value {missing[0]!r} is not computed")
-        return {name: values[name] if name in values else self._constant(self.graph.constants[name]) for name in wanted}
+        for name in sorted(wanted):
+            if name in values:
+                yield name, values[name]
+            elif name in self.graph.constants:
+                yield name, self._constant(self.graph.constants[name])
+            elif name not in self.graph.producer:
+                raise NotExact(f"value {name!r} is not computed")
+        for name in self._run(self.graph, values, wanted):
+            yield name, values[name]
 
     def _working(self, array: Array) -> Array:
         return array.astype(self.floating) if is_float(array) else array
@@ -83,21 +93,25 @@ class Evaluator:
             self._constants[constant.name] = found
         return found
 
-    def _run(self, graph: Graph, values: dict[str, Array], wanted: frozenset[str]) -> None:
+    def _run(self, graph: Graph, values: dict[str, Array], wanted: frozenset[str], *, keep: bool = False) -> Iterator[str]:
+        """Fill ``values``; yields each wanted name once it is there. ``keep`` keeps wanted values to the end."""
         plan = self._plans.get(id(graph))
         if plan is None or plan.wanted != wanted:
             plan = self._plans[id(graph)] = _Plan(graph, wanted)
         for node, site, free in plan.steps:
-            if all(not name or name in values for name in node.outputs):
-                continue
             self._check()
-            xs = [self._input(graph, values, name) for name in node.inputs]
-            outputs = self._apply(node, site, xs, values)
+            with np.errstate(all="ignore"):
+                xs = [self._input(graph, values, name) for name in node.inputs]
+                outputs = self._apply(node, site, xs, values)
             for name, output in zip(node.outputs, outputs, strict=False):
                 if name:
                     values[name] = np.asarray(output)
+            for name in node.outputs:
+                if name in wanted:
+                    yield name
             for name in free:
-                values.pop(name, None)
+                if not (keep and name in wanted):
+                    values.pop(name, None)
 
     def _input(self, graph: Graph, values: Mapping[str, Array], name: str) -> Array | None:
         if not name:
@@ -131,7 +145,8 @@ class Evaluator:
     def _nested(self, graph: Graph, outer: Mapping[str, Array], inner: Mapping[str, Array]) -> tuple[Array, ...]:
         """Outputs of a subgraph that sees the values around it."""
         values = {**outer, **inner}
-        self._run(graph, values, frozenset(graph.outputs))
+        for _ in self._run(graph, values, frozenset(graph.outputs), keep=True):
+            pass
         return tuple(x for x in (self._input(graph, values, name) for name in graph.outputs) if x is not None)
 
     def _branch(self, node: Node, xs: list[Array | None], values: dict[str, Array]) -> tuple[Array, ...]:
@@ -177,7 +192,7 @@ class _Plan:
                 last[name] = i
         free: list[list[str]] = [[] for _ in nodes]
         for name, i in last.items():
-            if name and name not in wanted:
+            if name:
                 free[i].append(name)
         self.steps = [(node, _site(graph, node), tuple(names)) for node, names in zip(nodes, free, strict=True)]
 

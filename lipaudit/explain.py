@@ -10,7 +10,7 @@ from lipaudit.errors import UsageError
 from lipaudit.judge.guideline import Example, FactType, Guideline, citations, documented_facts, load_guidelines
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.entry import Case, Entry
-from lipaudit.report.text import printable, value
+from lipaudit.report.text import count, printable, shorten, value
 
 __all__ = ["explain", "listing"]
 
@@ -45,9 +45,9 @@ def explain(subject: str) -> str:
     known = {name.casefold(): name for name in kinds}
     known |= {_op(kind).casefold(): _op(kind) for kind in kinds}
     known |= {name.casefold(): name for guideline in guidelines for name in (guideline.code, guideline.name)}
-    near = get_close_matches(wanted, known, n=3, cutoff=0.5)
+    near = get_close_matches(wanted[:200], known, n=3, cutoff=0.5)
     hint = f"The nearest: {', '.join(known[name] for name in near)}." if near else "`lipaudit rules` lists all."
-    raise UsageError(f"{printable(subject)!r} is neither a guideline nor an operator of the catalogue.", hint=hint)
+    raise UsageError(f"{shorten(subject, 80)!r} is neither a guideline nor an operator of the catalogue.", hint=hint)
 
 
 def listing() -> str:
@@ -144,13 +144,13 @@ def _operator(kind: str, catalogue: Catalogue) -> Iterator[str]:
     for key in entry.citations():
         yield from _labelled("source", known[key].text if key in known else key)
     if entry.check:
-        yield from _labelled("checked", f"{len(entry.check)} example{'s' if len(entry.check) != 1 else ''} with known answers in {_place(catalogue, kind)}")
+        yield from _labelled("checked", f"{count(len(entry.check), 'example')} with known answers in {_place(catalogue, kind)}")
 
 
 def _scalar(entry: Entry) -> Iterator[str]:
     yield from _labelled("formula", f"f(x) = {entry.formula}" if entry.formula else "")
     if entry.slope is not None:
-        yield from _labelled("slope", f"f'(x) in [{entry.slope[0]}, {entry.slope[1]}] on all reals; a smaller domain gives a smaller interval")
+        yield from _labelled("slope", f"f'(x) in [{entry.slope[0]}, {entry.slope[1]}] on all reals; often less on a smaller domain")
     yield from _labelled("range", f"f(x) in [{entry.range[0]}, {entry.range[1]}]")
     if entry.domain is not None:
         yield from _labelled("domain", f"x in [{entry.domain[0]}, {entry.domain[1]}]")
@@ -162,7 +162,7 @@ def _scalar(entry: Entry) -> Iterator[str]:
 
 
 def _case(case: Case) -> str:
-    """ "before version 13: ...": when the case applies, and what is different then."""
+    """When the case applies, and what is different then: "before version 13: ..."."""
     when = [f"if {case.when}"] if case.when else []
     when += [f"before version {case.before}"] if case.before else []
     when += [f"{name} = {setting}" for name, setting in case.attrs.items()]

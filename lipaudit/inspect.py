@@ -60,7 +60,8 @@ def inspect_text(path: str, *, dims: Mapping[str, int], why: str | None = None) 
 def _tree(loaded: Loaded, topology: Topology) -> Iterator[str]:
     regions = sum(1 for _ in _preorder(topology.root))
     graph = topology.simplified
-    yield f"{shorten(loaded.path, _NAME)}: {count(loaded.nodes, 'node')}, {len(graph.nodes):,} after simplification, {count(regions, 'region')}"
+    sizes = f"{count(loaded.nodes, 'node')}, {len(graph.nodes):,} after simplification, {count(regions, 'region')}"
+    yield f"{shorten(loaded.path, _NAME)}: {sizes}"
     for source in topology.sources:
         shape = "unknown shape" if source.value.shape is None else str(list(source.value.shape))
         yield f"source {shorten(source.label, _NAME)}: {source.kind}, {source.value.dtype} {shape}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -131,8 +132,7 @@ def gains(regions: Sequence[Region]) -> Markup | None:
     parts = list(_grid(axis, top, bottom))
     for i, region in enumerate(regions):
         parts.append(_row(region, axis, top + i * row))
-    unit = "log10 of the gain"
-    description = f"Horizontal bars, one for each of {len(regions)} regions in the order of the network, {unit}. The table below has the numbers."
+    description = f"A bar for each of {len(regions)} regions in the order of the network, log10 axis. The list of regions has the numbers."
     return chart("gains", "Certified and measured gain of each region", description, bottom + 6, parts)
 
 
@@ -214,7 +214,7 @@ def _curve(points: Sequence[float | None], axis: Axis, top: float, bottom: float
         x = 0.11 + 0.88 * i / max(len(points) - 1, 1)
         return percent(x), bottom - (point - axis.lo) / (axis.hi - axis.lo) * (bottom - top)
 
-    for i, (left, right) in enumerate(zip(points, points[1:], strict=False)):
+    for i, (left, right) in enumerate(pairwise(points)):
         if left is not None and right is not None:
             (x1, y1), (x2, y2) = place(i, left), place(i + 1, right)
             line = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "stroke": colour, "stroke-width": 2.5, "stroke-linecap": "round"}

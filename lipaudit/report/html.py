@@ -8,7 +8,7 @@ bidirectional characters become escapes, then jinja2 escapes the markup; a polic
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,6 +33,7 @@ _REASONS = 100
 _PLACES = 6
 _MORE_PLACES = 50
 _NODES = 12
+_FACTS = 30
 _MATRIX = 100
 _NAME = 100
 # A place to break stands behind punctuation (not inside a number), and in any word of more than 20 characters.
@@ -49,13 +50,30 @@ def render(audit: Audit) -> str:
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("lipaudit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_safe
+        loader=PackageLoader("lipaudit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_safe,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {
-        "amount": amount, "count": count, "items": lambda groups: list(facts(groups)), "label": sentences.label, "name": name, "prose": prose,
-        "value": lambda item: shorten(value(item), 300), "certified": short_certified, "measured": short_measured,
-    }  # fmt: skip
+    environment.filters.update(_filters())
     return environment
+
+
+def _filters() -> dict[str, Callable[..., Any]]:
+    return {
+        "amount": amount, "certified": short_certified, "count": count, "items": _items, "label": sentences.label,
+        "measured": short_measured, "name": name, "prose": prose, "value": _value,
+    }  # fmt: skip
+
+
+def _items(groups: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return list(facts(groups))
+
+
+def _value(item: Any) -> str:
+    return shorten(value(item), 300)
 
 
 def _safe(item: Any) -> Any:
@@ -144,7 +162,7 @@ def _content(audit: Audit) -> dict[str, Any]:
         "gains": charts.gains(chart_regions),
         "gains_left": chart_left,
         "gains_coarse": any(region.children for region in shown),
-        "profile": charts.profile(profile_regions[:_PROFILE_POINTS], audit.certified.log10) if len(profile_regions) <= _PROFILE_POINTS else None,
+        "profile": charts.profile(profile_regions, audit.certified.log10) if len(profile_regions) <= _PROFILE_POINTS else None,
         "top": contributors(audit, 5),
         "reason_groups": reason_groups(audit.certified.reasons),
         "rows": rows,
@@ -187,7 +205,8 @@ def _tree(audit: Audit) -> tuple[list[Row], int]:
         here = min(depth, _TREE_DEPTH)
         following = min(shown[i + 1][0], _TREE_DEPTH) if i + 1 < len(shown) else 0
         found = sorted(set(codes.get(region.path, [])))
-        rows.append(Row(region, label, depth, following > here, max(here - following, 0), list(facts(region.facts))[:20], found, f"region-{i}"))
+        shown_facts = list(facts(region.facts))[:_FACTS]
+        rows.append(Row(region, label, depth, following > here, max(here - following, 0), shown_facts, found, f"region-{i}"))
     return rows, len(every) - len(shown)
 
 
@@ -209,4 +228,3 @@ def _step(step: Step, present: set[int]) -> ProofStep:
     if step.offset not in ("0", "inf"):
         shown = f"{shown} + {amount(step.offset)}"
     return ProofStep(step, name(step.target), shown, operands, evidence)
-

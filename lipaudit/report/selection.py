@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from lipaudit.records import Audit, Cited, Finding, ReasonRecord, Region, Severity, Step
 
-__all__ = ["SEVERITIES", "FindingGroup", "by_depth", "contributors", "finding_groups", "leaves", "level", "proof", "reason_groups", "tally", "walk"]
+__all__ = [
+    "SEVERITIES", "FindingGroup", "by_depth", "contributors", "finding_groups", "leaves", "level", "proof", "reason_groups", "tally",
+    "walk",
+]  # fmt: skip
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 

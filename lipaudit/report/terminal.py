@@ -131,7 +131,8 @@ def _skipped(audit: Audit, paint: _Paint) -> Iterator[str]:
     for item in audit.skipped:
         groups.setdefault((item.op, item.what, item.cost), []).append(item.node)
     for (op, what, cost), nodes in list(groups.items())[:_REASONS]:
-        yield from _item("-", f"{shorten(op, _NAME)} ({sentences.places(nodes)}): {shorten(paragraph(what), 300)}; cost: {shorten(paragraph(cost), 200)}")
+        where = f"{shorten(op, _NAME)} ({sentences.places(nodes)})"
+        yield from _item("-", f"{where}: {shorten(paragraph(what), 300)}; cost: {shorten(paragraph(cost), 200)}")
     if len(groups) > _REASONS:
         yield f"  ... and {count(len(groups) - _REASONS, 'more operator')}, in the JSON report"
 

@@ -65,7 +65,7 @@ def power(log10: float, *, up: bool, digits: int = 2) -> str:
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """ "1 node", "1,234 nodes"."""
+    """A number of things: "1 node", "1,234 nodes"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 

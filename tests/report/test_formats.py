@@ -47,7 +47,15 @@ def test_numbers_and_domain_are_in_words_in_every_format(name: str) -> None:
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_reasons_findings_and_skipped_operators_are_never_hidden(name: str) -> None:
     text = words_of(name, "unbounded")
-    for words in ("unbounded", "attn_0", "ai.onnx::Softmax", "dot-product attention", "custom::Quant", "no rule for this operator", "runtime refused"):
+    for words in (
+        "unbounded",
+        "attn_0",
+        "ai.onnx::Softmax",
+        "dot-product attention",
+        "custom::Quant",
+        "no rule for this operator",
+        "runtime refused",
+    ):
         assert words in text, words
     assert "unknown" in words_of(name, "unknown")
 

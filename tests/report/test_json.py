@@ -48,7 +48,13 @@ def test_an_audit_comes_back_equal() -> None:
 
 
 def test_infinite_facts_become_text_and_infinite_numbers_of_the_contract_null() -> None:
-    shown = audits.audit(regions=[audits.region("r", "linear", 1.0, None, facts={"a": {"up": math.inf, "down": [-math.inf], "no": math.nan}}, after_log10=math.inf)])
+    shown = audits.audit(
+        regions=[
+            audits.region(
+                "r", "linear", 1.0, None, facts={"a": {"up": math.inf, "down": [-math.inf], "no": math.nan}}, after_log10=math.inf
+            )
+        ]
+    )
     found = strict(render(shown))["regions"][0]
     assert found["facts"] == {"a": {"up": "inf", "down": ["-inf"], "no": "nan"}}
     assert found["after_log10"] is None

@@ -17,8 +17,16 @@ def test_amount_never_changes_the_number(number: Decimal) -> None:
 
 @pytest.mark.parametrize(
     ("decimal", "shown"),
-    [("7.2501e+03", "7250.1"), ("0", "0"), ("3.1e-04", "0.00031"), ("1e+06", "1000000"), ("2.2387e+812345", "2.2387e+812345"), ("1.50e-09", "1.5e-09"), ("inf", "infinite")],
-)  # fmt: skip
+    [
+        ("7.2501e+03", "7250.1"),
+        ("0", "0"),
+        ("3.1e-04", "0.00031"),
+        ("1e+06", "1000000"),
+        ("2.2387e+812345", "2.2387e+812345"),
+        ("1.50e-09", "1.5e-09"),
+        ("inf", "infinite"),
+    ],
+)
 def test_amount(decimal: str, shown: str) -> None:
     assert amount(decimal) == shown
 

@@ -132,6 +132,20 @@ def test_key_gain_is_attained_by_equal_queries(m: int) -> None:
     attained(float(h.key_gain("l2")), norm_of(jacobian(lambda k: attention(q, k, v, scale=0.5), np.zeros((2, 2))), "l2"))
 
 
+def test_key_gain_at_equal_weights_is_attained() -> None:
+    n = 8  # column sums are 1, so half of the diameter of V is all that one query can see
+    q, v = np.tile([[2.0]], (n, 1)), np.tile([[1.0], [-1.0]], (n // 2, 1))
+    h = heads(rows(n, 1, row=2.0, diameter=0.0), rows(n, 1, row=1.0, diameter=0.0), rows(n, 1, row=1.0, diameter=2.0))
+    attained(float(h.key_gain("l2")), norm_of(jacobian(lambda k: attention(q, k, v), np.zeros((n, 1))), "l2"))
+
+
+def test_column_sum_of_one_dominant_key_is_attained() -> None:
+    q, k = np.full((3, 1), 0.5), np.array([[1.0], [-1.0], [-1.0], [-1.0]])
+    h = heads(rows(3, 1, row=0.5, diameter=0.0), rows(4, 1, row=1.0, diameter=2.0), rows(4, 1, row=1.0, diameter=2.0))
+    weights = attention(q, k, np.eye(4))
+    attained(float(h.column_sum()), float(weights.sum(axis=0).max()) * (1 - 1e-12))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_value_gain_is_attained_when_all_look_at_one_key(causal: bool) -> None:
     q, k = np.full((4, 1), 40.0), np.array([[1.0], [-1.0], [-1.0], [-1.0]])

@@ -342,3 +342,30 @@ def test_embedding_range() -> None:
         total = words[rng.integers(0, 7, (1, 3))] + places
         inside(total, claimed[2])
         inside(normalize(total, (2,), eps=1e-5) * g + b, claimed[0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_inverse_deviation_is_attained_in_its_norm(norm: Norm) -> None:
+    # |z|^2 = n/3; in l1 one element carries nearly nothing more than the others, so only l2 and linf are sharp.
+    n, eps = 2, 0.2
+    one = OneNode("LayerNormalization", [box((1, n)), np.ones(n)], [(1, n), None, (1, 1)], {"epsilon": eps}, version=17)
+    gain = one.gain(0, norm)
+    assert isinstance(gain, PerOutput)
+    x = np.array([[1.0, -1.0]]) * math.sqrt(eps / 2)
+
+    def inverse(v: Any) -> Any:
+        z = v - v.mean(axis=1, keepdims=True)
+        return 1 / np.sqrt((z * z).mean(axis=1, keepdims=True) + eps)
+
+    measured = norm_of(jacobian(inverse, x), norm)
+    if norm == "l1":
+        holds(float(gain.outputs[2].slope), measured)
+    else:
+        attained(float(gain.outputs[2].slope), measured)
+
+
+def test_opposite_rows_are_a_diameter_apart() -> None:
+    one = OneNode("LayerNormalization", [box((1, 2, 2)), np.full(2, 3.0)], [(1, 2, 2)], {"epsilon": 1e-5}, version=17)
+    y = 3 * normalize(np.array([[[1e6, -1e6], [-1e6, 1e6]]]), (2,), eps=1e-5)
+    attained(one.range()[0].diameter, float(np.linalg.norm(y[0, 0] - y[0, 1])) * (1 - 1e-12))
+    attained(one.range()[0].row, float(np.linalg.norm(y[0, 0])) * (1 - 1e-12))

@@ -127,7 +127,7 @@ def test_dynamic_quantisation() -> None:
             assert isinstance(gain, PerOutput)
             for own, a, b in zip(gain.outputs, parts(x), parts(y), strict=True):
                 holds(float(own.slope) * size_of(x - y, norm) + float(own.offset), size_of(a - b, norm) * (1 - 1e-12))
-    for norm, low, high in (("linf", [-1, 0, 1.0], [0, 0, 0.0]), ("l1", [0, 0, 0.5], [0, 0, 0.0])):
+    for norm, low, high in (("linf", [-1, 0, 1.0], [0, 0, 0.0]), ("l2", [-1, 0, 1.0], [-0.5, 0, 0.5]), ("l1", [0, 0, 0.5], [0, 0, 0.0])):
         gain = one.gain(0, norm)  # type: ignore[arg-type]
         assert isinstance(gain, PerOutput)
         moved = abs(parts(np.array(low))[1] - parts(np.array(high))[1]) / size_of(np.subtract(low, high), norm)  # type: ignore[arg-type]

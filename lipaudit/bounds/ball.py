@@ -249,6 +249,10 @@ class Ball:
         """Error function."""
         return self._increasing(lambda x: x.erf(), -1.0, 1.0)
 
+    def erfc(self) -> Ball:
+        """1 - erf(x)."""
+        return (-self)._increasing(lambda x: (-x).erfc(), 0.0, 2.0)
+
     def sigmoid(self) -> Ball:
         """1/(1 + e**-x)."""
         one = Ball.of(1)

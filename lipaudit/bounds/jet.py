@@ -94,11 +94,11 @@ class Jet:
 
     def maximum(self, other: Jet) -> Jet:
         """max(x, y)."""
-        return Jet.select(self - other, other, self)
+        return Jet((self.terms[0].maximum(other.terms[0]), *Jet.select(self - other, other, self).terms[1:]))
 
     def minimum(self, other: Jet) -> Jet:
         """min(x, y)."""
-        return Jet.select(self - other, self, other)
+        return Jet((self.terms[0].minimum(other.terms[0]), *Jet.select(self - other, self, other).terms[1:]))
 
     @staticmethod
     def select(test: Jet, negative: Jet, positive: Jet) -> Jet:
@@ -126,6 +126,11 @@ class Jet:
         """Error function."""
         factor = Ball.of(2) / Ball.pi().sqrt()
         return self._composed(self.terms[0].erf(), lambda x: Jet.constant(factor, x.order) * (-(x**2)).exp())
+
+    def erfc(self) -> Jet:
+        """1 - erf(x)."""
+        factor = -(Ball.of(2) / Ball.pi().sqrt())
+        return self._composed(self.terms[0].erfc(), lambda x: Jet.constant(factor, x.order) * (-(x**2)).exp())
 
     def sigmoid(self) -> Jet:
         """1/(1 + e**-x)."""

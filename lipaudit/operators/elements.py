@@ -144,6 +144,12 @@ class Elements:
 
         return self._increasing(erf, -1.0, 1.0)
 
+    def erfc(self) -> Elements:
+        """1 - erf(x)."""
+        from scipy.special import erfc
+
+        return self._decreasing(erfc, 0.0, 2.0)
+
     def sigmoid(self) -> Elements:
         """1/(1 + e**-x), by the form that does not cancel on each side of 0."""
         return self._increasing(_sigmoid, 0.0, 1.0)

@@ -18,10 +18,10 @@ from lipaudit.bounds.ball import Ball
 __all__ = ["Condition", "Formula", "Real", "parse", "parse_condition"]
 
 _UNARY = frozenset({
-    "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "exp", "floor", "log", "round", "sigmoid", "sign",
+    "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc", "exp", "floor", "log", "round", "sigmoid", "sign",
     "sin", "sinh", "softplus", "sqrt", "tan", "tanh",
 })  # fmt: skip
-_SMOOTH_TAILS = frozenset({"erf", "exp", "sigmoid", "softplus", "tanh"})
+_SMOOTH_TAILS = frozenset({"erf", "erfc", "exp", "sigmoid", "softplus", "tanh"})
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?(?:\(\d+\))?|\.\d+)|([A-Za-z_]\w*)|(\*\*|<=|>=|==|[-+*/^(),<>]))")
 _DEPTH = 60
 _LENGTH = 500

@@ -25,7 +25,7 @@ __all__ = ["CUSHION", "Law", "attribute_names", "law_of", "problem"]
 
 Floats = NDArray[np.float64]
 
-CUSHION = 2.0**-900
+CUSHION = 2.0**-300
 """On the tails a derivative is proved monotone only up to this much (``operators.proof``); it is added to what is local."""
 
 _MOST_PERIODS = 8

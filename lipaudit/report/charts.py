@@ -15,7 +15,7 @@ from markupsafe import Markup
 from lipaudit.records import Audit, Region
 from lipaudit.report import sentences
 from lipaudit.report.svg import chart, element, percent, text
-from lipaudit.report.text import power, shorten
+from lipaudit.report.text import power, shorten, shorten_path
 
 __all__ = ["CERTIFIED", "MEASURED", "gains", "interval", "profile"]
 
@@ -23,7 +23,7 @@ __all__ = ["CERTIFIED", "MEASURED", "gains", "interval", "profile"]
 CERTIFIED = "#5b8fc7"
 MEASURED = "#c8641b"
 _GRID = "#8a8f98"
-_LABEL = 36
+_LABEL = 38
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def interval(audit: Audit) -> Markup | None:
     known = [point for point in (above, below) if point is not None]
     if not known:
         return None
-    axis = Axis.over([min(known) - 0.5, max(known) + 0.5], 6, 0.04, 0.96)
+    # Room on both sides, more where the interval is open.
+    axis = Axis.over([min(known) - (0.5 if below is not None else 2.0), max(known) + (0.5 if above is not None else 2.0)], 6, 0.04, 0.96)
     top, bottom = 20.0, 58.0
     left = 0.0 if below is None else axis.at(below)
     right = 1.0 if above is None else axis.at(above)
@@ -141,7 +142,7 @@ def _row(region: Region, axis: Axis, y: float) -> Markup:
     certified, measured = sentences.short_certified(region.certified), sentences.short_measured(region.measured)
     parts = [
         element("title", {}, [f"{shorten(region.path, 300)} ({shorten(region.kind, 40)}): certified {certified}, measured {measured}"]),
-        text(shorten(sentences.label(region.path), _LABEL), "0%", y + 15, dx=4),
+        text(shorten_path(sentences.label(region.path), _LABEL), "0%", y + 15, dx=4),
         text(_value(region), "100%", y + 15, anchor="end", size=11, dx=-4),
     ]
     above, below = region.certified.log10, region.measured.log10

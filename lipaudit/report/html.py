@@ -19,7 +19,7 @@ from markupsafe import Markup
 from lipaudit.records import Audit, Region, Step
 from lipaudit.report import charts, sentences
 from lipaudit.report.selection import by_depth, contributors, finding_groups, level, proof, reason_groups, tally, walk
-from lipaudit.report.text import amount, count, facts, power, printable, shorten, value
+from lipaudit.report.text import amount, count, facts, power, printable, share, shorten, value
 
 __all__ = ["render"]
 
@@ -64,7 +64,7 @@ def _environment() -> Environment:
 def _filters() -> dict[str, Callable[..., Any]]:
     return {
         "amount": amount, "certified": short_certified, "count": count, "items": _items, "label": sentences.label,
-        "measured": short_measured, "name": name, "prose": prose, "value": _value,
+        "measured": short_measured, "name": name, "prose": prose, "share": _share, "value": _value,
     }  # fmt: skip
 
 
@@ -74,6 +74,10 @@ def _items(groups: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _value(item: Any) -> str:
     return shorten(value(item), 300)
+
+
+def _share(part: float) -> str:
+    return share(part).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _safe(item: Any) -> Any:

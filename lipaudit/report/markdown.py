@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from lipaudit.records import Audit
 from lipaudit.report import sentences
 from lipaudit.report.selection import contributors, finding_groups, leaves, reason_groups, tally
-from lipaudit.report.text import count, paragraph, printable, shorten
+from lipaudit.report.text import count, paragraph, printable, share, shorten
 
 __all__ = ["render"]
 
 _REGIONS = 5
 _PLACES = 3
 _REASONS = 5
+_NOTES = 4
 _NAME = 120
 
 
@@ -26,11 +27,16 @@ def render(audit: Audit) -> str:
 
 
 def code(text: str, limit: int = _NAME) -> str:
-    """A code span: inside it neither markup nor a mention of a person has an effect, in table cells either."""
-    clean = shorten(paragraph(text), limit).replace("|", "\\|")
+    """A code span: inside it neither markup nor a mention of a person has an effect."""
+    clean = shorten(text, limit)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", clean)), default=0))
     pad = " " if not clean or clean[0] in "` " or clean[-1] in "` " else ""
     return f"{fence}{pad}{clean or '(none)'}{pad}{fence}"
+
+
+def cell(text: str, limit: int = _NAME) -> str:
+    """A code span in a table, where a bar would end the cell."""
+    return code(text, limit).replace("|", "\\|")
 
 
 def _headline(audit: Audit) -> Iterator[str]:
@@ -44,9 +50,14 @@ def _headline(audit: Audit) -> Iterator[str]:
     yield "| | gain | |"
     yield "|---|---|---|"
     yield f"| **certified** | {sentences.certified(audit.certified)} | {_domain(audit)}, {audit.norm} norm |"
-    where = f"on {code(audit.measured.device)}" if audit.measured.device else ""
+    where = f"on {cell(audit.measured.device)}" if audit.measured.device else ""
     measured = sentences.measured(audit.measured) if audit.measured.status == "measured" else "not measured"
-    yield f"| **measured** | {measured} | {where or (code(audit.measured.reason) if audit.measured.reason else '')} |"
+    yield f"| **measured** | {measured} | {where or (cell(audit.measured.reason) if audit.measured.reason else '')} |"
+    notes = sentences.holds_for(audit)
+    if notes:
+        shown = ", ".join(code(note) for note in notes[:_NOTES]) + (f" and {len(notes) - _NOTES} more" if len(notes) > _NOTES else "")
+        yield ""
+        yield f"Given {shown}."
     gap = sentences.gap(audit)
     if gap:
         yield ""
@@ -55,7 +66,7 @@ def _headline(audit: Audit) -> Iterator[str]:
 
 def _domain(audit: Audit) -> str:
     text = sentences.domain(audit)
-    return text if audit.domain.kind == "reals" else f"for {code(text.removeprefix('for '), 300)}"
+    return text if audit.domain.kind == "reals" else f"for {cell(text.removeprefix('for '), 300)}"
 
 
 def _reasons(audit: Audit) -> Iterator[str]:
@@ -98,8 +109,8 @@ def _regions(audit: Audit) -> Iterator[str]:
     yield "| region | kind | share | certified | measured |"
     yield "|---|---|--:|--:|--:|"
     for region in top:
-        numbers = f"{100 * (region.share or 0):.0f} % | {sentences.short_certified(region.certified)}"
-        yield f"| {code(region.path)} | {code(region.kind, 40)} | {numbers} | {sentences.short_measured(region.measured)} |"
+        numbers = f"{share(region.share or 0)} | {sentences.short_certified(region.certified)}"
+        yield f"| {cell(region.path)} | {cell(region.kind, 40)} | {numbers} | {sentences.short_measured(region.measured)} |"
     yield ""
     yield "</details>"
 

@@ -96,7 +96,7 @@ def headline(audit: Audit) -> str:
             text += f" plus {amount(found.offset or '0')}"
         return f"{text}, {where}. Distances are in the {norm} norm over all entries."
     if found.status == "unbounded":
-        return f"No finite bound holds along every path through the network {where}. The reasons are listed below."
+        return f"No finite bound was found {where}: some operators have none on what reaches them. They are listed below."
     return f"No bound could be certified {where}, because the effect of some operators is not known. They are listed below."
 
 

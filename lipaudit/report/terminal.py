@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lipaudit.records import Audit, Measured, Severity
 from lipaudit.report import sentences
 from lipaudit.report.selection import FindingGroup, contributors, finding_groups, leaves, reason_groups, tally
-from lipaudit.report.text import count, paragraph, printable, shorten
+from lipaudit.report.text import count, paragraph, printable, share, shorten
 
 __all__ = ["render"]
 
@@ -17,6 +17,7 @@ _LABEL = 11
 _PLACES = 5
 _REASONS = 10
 _REGIONS = 5
+_NOTES = 8
 _NAME = 120
 _COLOURS: dict[Severity, str] = {"error": "1;31", "warning": "1;33", "note": "1;36"}
 
@@ -62,9 +63,10 @@ def _numbers(audit: Audit, paint: _Paint) -> Iterator[str]:
     norm = f"in the {audit.norm} norm, {sentences.domain(audit)}"
     yield from _labelled("Certified", f"{sentences.certified(audit.certified)} {norm}", paint)
     notes = sentences.holds_for(audit)
-    if notes:
-        shown = "; ".join(notes[:8]) + (f"; and {len(notes) - 8} more" if len(notes) > 8 else "")
-        yield from _labelled("Note", shown, paint)
+    for i, note in enumerate(notes[:_NOTES]):
+        yield from _labelled("" if i else "Given", note, paint)
+    if len(notes) > _NOTES:
+        yield from _labelled("", f"and {len(notes) - _NOTES} more, in the JSON report", paint)
     yield from _labelled("Measured", sentences.measured(audit.measured) + _how(audit.measured), paint)
     gap = sentences.gap(audit)
     if gap:
@@ -115,11 +117,12 @@ def _regions(audit: Audit, paint: _Paint) -> Iterator[str]:
     top = contributors(audit, _REGIONS)
     if not top:
         return
-    yield paint.title("Where the certified gain comes from") + f" ({len(top)} of {count(len(parts), 'region')})"
+    title = "Where the certified gain comes from" if audit.certified.status == "finite" else "Largest certified gains of single regions"
+    yield paint.title(title) + f" ({len(top)} of {count(len(parts), 'region')})"
     yield f"  {'share':>5}  {'certified':>12}  {'measured':>12}  region"
     for region in top:
-        numbers = f"{100 * (region.share or 0):4.0f}%  {sentences.short_certified(region.certified):>12}"
-        name = f"{shorten(region.path, _NAME)} ({shorten(region.kind, 40)})"
+        numbers = f"{share(region.share or 0):>5}  {sentences.short_certified(region.certified):>12}"
+        name = f"{shorten(sentences.label(region.path), _NAME)} ({shorten(region.kind, 40)})"
         yield f"  {numbers}  {sentences.short_measured(region.measured):>12}  {name}"
 
 
@@ -153,7 +156,7 @@ def _group(group: FindingGroup, paint: _Paint) -> Iterator[str]:
     for finding in group.findings[:_PLACES]:
         state = "" if finding.state == "new" else f" ({finding.state})"
         node = f" [node {shorten(finding.node, _NAME)}]" if finding.node and finding.node not in finding.message else ""
-        yield from _item("-", f"{shorten(paragraph(finding.message), 400)}{node}{state}", 10)
+        yield from _item("-", f"{shorten(finding.message, 400)}{node}{state}", 10)
     if len(group.findings) > _PLACES:
         yield f"          ... and {count(len(group.findings) - _PLACES, 'more place')}, in the JSON report"
     for label, text in (("why", group.why), ("fix", group.fix)):

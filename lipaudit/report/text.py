@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
-__all__ = ["amount", "count", "facts", "paragraph", "power", "printable", "shorten", "value"]
+__all__ = ["amount", "count", "facts", "paragraph", "power", "printable", "share", "shorten", "shorten_path", "value"]
 
 # Control, format (bidi marks, zero-width), surrogate, private and unassigned characters, line and paragraph separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -34,6 +34,30 @@ def shorten(text: str, limit: int) -> str:
         return clean
     head = (limit - 3) // 2
     return f"{clean[:head]}...{clean[len(clean) - (limit - 3 - head) :]}"
+
+
+def shorten_path(path: str, limit: int) -> str:
+    """A path in at most ``limit`` characters: whole segments of both ends, "stack-1/layer-2/.../query"."""
+    parts = printable(path).split("/") if len(path) <= 8 * limit else []
+    if not parts or sum(map(len, parts)) + len(parts) - 1 <= limit:
+        return shorten(path, limit)
+    first, last = 0, 1  # the end says what, the beginning says where
+    room = limit - len("...") - len(parts[-1]) - 1
+    while first + last < len(parts):
+        head, tail = len(parts[first]) + 1, len(parts[-last - 1]) + 1
+        if head <= room and (first <= last or tail > room):
+            first, room = first + 1, room - head
+        elif tail <= room:
+            last, room = last + 1, room - tail
+        else:
+            break
+    text = "/".join([*parts[:first], "...", *parts[-last:]])
+    return text if len(text) <= limit else shorten(path, limit)
+
+
+def share(part: float) -> str:
+    """A share as "14 %"."""
+    return "<1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %"
 
 
 def paragraph(text: str) -> str:

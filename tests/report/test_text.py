@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipaudit.report.text import amount, count, facts, power, printable, shorten, value
+from lipaudit.report.text import amount, count, facts, power, printable, share, shorten, shorten_path, value
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False))
@@ -69,3 +69,22 @@ def test_count_facts_and_values() -> None:
     assert count(1234, "node") == "1,234 nodes"
     assert dict(facts({"norm": {"width": 64, "kind": None}, "single": True})) == {"norm.width": "64", "single": "yes"}
     assert value({"a": [1.0, "x\n"]}) == r"{a: [1, x\n]}"
+
+
+@given(st.lists(st.text(alphabet="ab-:", max_size=12), min_size=1, max_size=9), st.integers(12, 60))
+def test_shorten_path_keeps_whole_segments_of_both_ends(parts: list[str], limit: int) -> None:
+    path = "/".join(parts)
+    shown = shorten_path(path, limit)
+    assert len(shown) <= limit
+    if len(path) <= limit:
+        assert shown == path
+    elif "/..." in shown and ".../" in shown:
+        head, tail = shown.split("/.../")
+        assert path.startswith(f"{head}/") and path.endswith(f"/{tail}")
+
+
+def test_shorten_path_says_what_and_where() -> None:
+    path = "stack-1/layer-1/block-1:residual/branch/block-1:attention/query:affine-chain"
+    assert shorten_path(path, 38) == "stack-1/layer-1/.../query:affine-chain"
+    assert shorten_path("q" * 1000, 20) == shorten("q" * 1000, 20)
+    assert share(0.001) == "<1 %" and share(0.137) == "14 %" and share(0.0) == "0 %"

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
-from lipaudit.bounds.scalar import INFINITE, Upper
+from lipaudit.bounds.scalar import INFINITE, Lower, Upper
 from lipaudit.bounds.torus import Lags, Peak, Torus, candidates, grid_factor, scalar_sweep, sweep
 from lipaudit.bounds.window import Axis, AxisForm
 
-__all__ = ["Symbol", "block_taps", "symbol_norm"]
+__all__ = ["Symbol", "block_taps", "scalar_bounds", "symbol_norm"]
 
 Floats = NDArray[np.float64]
 
@@ -38,12 +38,17 @@ TIE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """Result of :func:`symbol_norm`: ``start`` is a vector to iterate from ("in" or "out" side, shape with a batch of 1)."""
+    """Result of :func:`symbol_norm`.
+
+    ``start`` is a vector to iterate from ("in" or "out" side, shape with a batch of 1). ``lower`` is given for a single block tap: it
+    is valid if some output meets every tap.
+    """
 
     upper: Upper
     method: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
     start: tuple[str, Floats] | None = None
+    lower: Lower | None = None
 
 
 def block_taps(matrix: Floats, window: Sequence[Axis], forms: Sequence[AxisForm]) -> Floats:
@@ -59,38 +64,61 @@ def block_taps(matrix: Floats, window: Sequence[Axis], forms: Sequence[AxisForm]
     return blocks.reshape(groups, o, *counts, -1)
 
 
+def _prepared(matrix: Floats, window: Sequence[Axis]) -> tuple[Floats, list[AxisForm], bool, int]:
+    """Block taps [groups, c, n_1, .., n_d, L] with c <= L and magnitudes up to 1; the forms; whether c are the outputs; the exponent."""
+    forms = [axis.form() for axis in window]
+    blocks = block_taps(matrix, window, forms)
+    peak = float(np.max(np.abs(blocks)))
+    exponent = math.frexp(peak)[1] if peak else 0
+    outputs = blocks.shape[1] <= blocks.shape[-1]
+    blocks = np.ldexp(blocks, -exponent)
+    return (blocks if outputs else np.ascontiguousarray(np.swapaxes(blocks, 1, -1))), forms, outputs, exponent
+
+
+def scalar_bounds(matrix: Floats, window: Sequence[Axis]) -> list[Upper]:
+    """An upper bound of the norm of every group, where each group has one input or one output channel (vectorised over groups)."""
+    taps, forms, _, exponent = _prepared(matrix, window)
+    counts = [form.count for form in forms]
+    if taps.shape[1] > 1:  # strides give a single input channel several phases
+        return [INFINITE] * matrix.shape[0]
+    lags = Lags(taps)
+    tops, _ = _tops(lags, candidates([form.least for form in forms], counts))
+    scale = Upper.from_dyadic(1, exponent)
+    return [(Upper(max(0.0, float(top))) + lags.error).sqrt() * scale for top in tops.min(axis=0)]
+
+
 def symbol_norm(matrix: Floats, window: Sequence[Axis], slack: float) -> Symbol:
     """Verified l2 bound of a convolution by its symbol.
 
     ``matrix`` is the finite kernel [groups, o/groups, c/groups, taps]; every axis of ``window`` meets at least one pixel. The upper
     value is INFINITE if no sweep was affordable.
     """
-    forms = [axis.form() for axis in window]
-    blocks = block_taps(matrix, window, forms)
-    counts = [form.count for form in forms]
-    groups, o, long = blocks.shape[0], blocks.shape[1], blocks.shape[-1]
-    if math.prod(counts) == 1:
-        found = [dense_norm(blocks[g].reshape(o, long), "l2", slack) for g in range(groups)]
-        top = max(found, key=lambda item: item.upper)
-        # Not the lower value: an image whose size the stride does not divide may lack some phases.
-        return Symbol(top.upper, f"single tap: {top.method}", {**top.evidence, "group": found.index(top)})
-    peak = float(np.max(np.abs(blocks)))
-    if peak == 0.0:
-        return Symbol(Upper(0), "zero kernel")
-    exponent = math.frexp(peak)[1]
-    blocks = np.ldexp(blocks, -exponent)
-    taps = blocks if o <= long else np.ascontiguousarray(np.swapaxes(blocks, 1, -1))
+    taps, forms, outputs, exponent = _prepared(matrix, window)
+    counts, least = [form.count for form in forms], [form.least for form in forms]
+    groups, side = taps.shape[:2]
     scale = Upper.from_dyadic(1, exponent)
-    if not _affordable(groups, min(o, long), [form.least for form in forms], counts):
+    if not taps.any():
+        return Symbol(Upper(0), "zero kernel")
+    if math.prod(counts) == 1:
+        found = [dense_norm(taps[g].reshape(side, -1), "l2", slack) for g in range(groups)]
+        top = max(found, key=lambda item: item.upper)
+        evidence = {**top.evidence, "exponent": top.evidence.get("exponent", 0) + exponent, "group": found.index(top)}
+        return Symbol(
+            top.upper * scale,
+            f"single tap: {top.method}",
+            evidence,
+            lower=max(item.lower for item in found) * Lower.from_dyadic(1, exponent),
+        )
+    if not _affordable(groups, side, least, counts):
         return Symbol(INFINITE, "no affordable torus")
     lags = Lags(taps)
-    options = candidates([form.least for form in forms], counts)
+    options = candidates(least, counts)
     if lags.side == 1:
         return _scalars(lags, options, scale, exponent)
     peaks = lags.peaks()
-    square, evidence, method, top = _best(lags, options, peaks, slack)
+    square, evidence, method, summit = _best(lags, options, peaks, slack)
     upper = square.sqrt() * scale if square.is_finite else INFINITE
-    return Symbol(upper, method, {**evidence, "exponent": exponent}, start=_wave(top, window, forms, groups, o <= long))
+    return Symbol(upper, method, {**evidence, "exponent": exponent}, _wave(summit, window, forms, groups, outputs))
 
 
 def _seconds(groups: int, side: int, frequencies: float) -> float:
@@ -104,11 +132,16 @@ def _affordable(groups: int, side: int, least: Sequence[int], counts: Sequence[i
     return side == 1 or (_seconds(groups, side, frequencies) <= BUDGET and 16.0 * lags * groups * side * side < 2e9)
 
 
-def _scalars(lags: Lags, options: Sequence[Torus], scale: Upper, exponent: int) -> Symbol:
-    """Depthwise: per group the smallest maximum over all tori, then the largest over the groups."""
+def _tops(lags: Lags, options: Sequence[Torus]) -> tuple[Floats, Sequence[Torus]]:
+    """Largest symbol value per torus and group, and the tori that were tried (one where images are large: all agree there)."""
     if math.prod(options[0].sizes) > 1 << 14:
         options = options[:1]
-    tops = np.stack([scalar_sweep(lags, torus) for torus in options])
+    return np.stack([scalar_sweep(lags, torus) for torus in options]), options
+
+
+def _scalars(lags: Lags, options: Sequence[Torus], scale: Upper, exponent: int) -> Symbol:
+    """Depthwise: per group the smallest maximum over all tori, then the largest over the groups."""
+    tops, options = _tops(lags, options)
     per_group = tops.min(axis=0)
     group = int(np.argmax(per_group))
     torus = options[int(np.argmin(tops[:, group]))]

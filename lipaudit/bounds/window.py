@@ -53,13 +53,24 @@ class Axis:
 
     def row_masks(self) -> NDArray[np.bool_]:
         """Sets of taps that one output sees, the maximal ones: shape [sets, kernel]."""
-        inputs = self.stride * np.arange(self.outputs)[:, None] + self.dilation * np.arange(self.kernel) - self.begin
-        return maximal((inputs >= 0) & (inputs < self.image))
+        start = self.stride * np.arange(self.outputs, dtype=np.int64) - self.begin
+        # The taps that meet the image are consecutive: only the different (first, last) pairs are looked at.
+        first = np.maximum(0, -(start // self.dilation))
+        last = np.minimum(self.kernel - 1, (self.image - 1 - start) // self.dilation)
+        pairs = np.unique(np.stack([first, last]), axis=1)
+        taps = np.arange(self.kernel)
+        return maximal((taps >= pairs[0][:, None]) & (taps <= pairs[1][:, None]))
 
     def column_masks(self) -> NDArray[np.bool_]:
         """Sets of taps at which one input is seen, the maximal ones: shape [sets, kernel]."""
-        steps = np.arange(self.image)[:, None] - self.dilation * np.arange(self.kernel) + self.begin
-        return maximal((steps % self.stride == 0) & (steps >= 0) & (steps < self.stride * self.outputs))
+        end = np.arange(self.image, dtype=np.int64) + self.begin
+        # Consecutive taps again, of one residue class that depends on the phase of the input.
+        first = np.maximum(0, (end - self.stride * self.outputs) // self.dilation + 1)
+        last = np.minimum(self.kernel - 1, end // self.dilation)
+        keys = np.unique(np.stack([first, last, end % self.stride]), axis=1)
+        taps = np.arange(self.kernel)
+        inside = (taps >= keys[0][:, None]) & (taps <= keys[1][:, None])
+        return maximal(inside & ((keys[2][:, None] - self.dilation * taps) % self.stride == 0))
 
     def matrix(self) -> NDArray[np.float64]:
         """The 0/1 matrix [outputs, image] of the all-ones kernel."""
@@ -135,6 +146,9 @@ def axes(
 
 def maximal(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The rows that no other row contains, without repeats."""
+    full = masks.all(axis=1)
+    if full.any():
+        return masks[full][:1]
     kept = np.unique(masks, axis=0) if masks.shape[0] else masks
     if kept.shape[0] <= 1:
         return kept

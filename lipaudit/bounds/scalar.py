@@ -25,6 +25,9 @@ Norm = Literal["l1", "l2", "linf"]
 # Process-wide on purpose and set once (flint has no per-thread precision); 128 bits leave 75 guard bits over doubles.
 ctx.prec = 128
 
+# Up to this binary or decimal exponent decimals are computed with integers, exactly.
+_EXACT_EXPONENT = 5000
+
 Number = float | int | Fraction | str
 
 
@@ -48,15 +51,24 @@ def _floor_int(x: arb) -> int:
     return mantissa << exponent if exponent >= 0 else mantissa >> -exponent
 
 
+def _scaled_integer(value: arb, power: int, up: bool) -> int:
+    """``value * 10**power`` rounded to an integer in one direction; exact for all but astronomical exponents."""
+    mantissa, exponent = (int(part) for part in value.man_exp())
+    if abs(exponent) <= _EXACT_EXPONENT and abs(power) <= _EXACT_EXPONENT:
+        exact = Fraction(mantissa) * Fraction(2) ** exponent * Fraction(10) ** power
+        return math.ceil(exact) if up else math.floor(exact)
+    scaled = value * arb(10) ** power
+    rounded = scaled.upper().ceil().upper() if up else scaled.lower().floor().lower()
+    mantissa, exponent = (int(part) for part in rounded.man_exp())
+    return mantissa << exponent if exponent >= 0 else (-(-mantissa >> -exponent) if up else mantissa >> -exponent)
+
+
 def _decimal(value: arb, digits: int, up: bool) -> str:
     """``value`` (exact, > 0) as ``d.ddde+xx``, rounded up or down to ``digits`` significant digits."""
     k = _floor_int(value.log() / arb(10).log())
     q = 0
     for _ in range(3):
-        scaled = value / arb(10) ** k * arb(10) ** (digits - 1)
-        rounded = scaled.upper().ceil().upper() if up else scaled.lower().floor().lower()
-        mantissa, exponent = (int(part) for part in rounded.man_exp())
-        q = mantissa << exponent if exponent >= 0 else (-(-mantissa >> -exponent) if up else mantissa >> -exponent)
+        q = _scaled_integer(value, digits - 1 - k, up)
         if q > 10**digits or (q == 10**digits and not up):
             k += 1
         elif q < 10 ** (digits - 1):

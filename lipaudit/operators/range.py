@@ -97,7 +97,7 @@ class Range:
         if width == 0 or self.size == 0:
             return 0.0
         if magnitudes.ndim and magnitudes.shape[-1] == width and width > 1:
-            from_intervals = float(np.max(np.sqrt(np.sum(magnitudes * magnitudes, axis=-1))))
+            from_intervals = _root_sum_squares(magnitudes)
         else:
             from_intervals = float(np.max(magnitudes)) * math.sqrt(width)
         return min(self.row, widen(from_intervals, width))
@@ -112,7 +112,7 @@ class Range:
         if lo.ndim and lo.shape[-1] == width and width > 1:
             axes = tuple(range(max(lo.ndim, hi.ndim) - 1))
             columns = np.max(np.broadcast_arrays(hi, lo)[0], axis=axes) - np.min(np.broadcast_arrays(lo, hi)[0], axis=axes)
-            from_intervals = float(np.sqrt(np.sum(columns * columns)))
+            from_intervals = _root_sum_squares(columns)
         else:
             from_intervals = spread * math.sqrt(width)
         return min(self.diameter, 2 * self.row_norm(), widen(from_intervals, width))
@@ -130,17 +130,30 @@ class Range:
         if norm == "l1":
             return Upper(widen(float(np.sum(widths)), widths.size)) * Upper(copies)
         by_rows = Upper(2 * self.row) * Upper(max(1, self.size // max(1, self.shape[-1] if self.shape else 1))).sqrt()
-        squares = Upper(widen(float(np.sum(widths * widths)), widths.size + 1)) * Upper(copies)
-        return min(by_rows, squares.sqrt())
+        length = Upper(widen(_root_sum_squares(widths.reshape(-1)), widths.size + 1))
+        return min(by_rows, length * Upper(copies).sqrt())
 
     def replace(self, **changes: Any) -> Range:
         """A copy with some fields changed."""
         return replace(self, **changes)
 
 
+def _root_sum_squares(values: Floats) -> float:
+    """Largest l2 norm along the last axis, in binary64; scaled by the largest entry, so that no square underflows to 0."""
+    top = float(np.max(np.abs(values))) if values.size else 0.0
+    if top == 0.0 or not math.isfinite(top):
+        return top
+    scaled = values / top
+    # Only the row with the largest norm counts, and its norm is at least 1 after scaling: squares that underflow do not matter.
+    return float(np.max(np.sqrt(np.sum(scaled * scaled, axis=-1)))) * top
+
+
 def widen(value: float, terms: int) -> float:
-    """``value``, a sum of ``terms`` non-negative products in binary64, raised above its exact value."""
-    return math.nextafter(value * (1.0 + (terms + 4) * 2.0**-52), math.inf) if value > 0 else value
+    """``value``, a sum of ``terms`` non-negative products in binary64 (or its root), raised above its exact value.
+    """
+    if value == 0:
+        return value
+    return math.nextafter(value * (1.0 + (terms + 4) * 2.0**-52), math.inf)
 
 
 def extent(widths: Floats, shape: tuple[int, ...], norm: Norm) -> Upper:

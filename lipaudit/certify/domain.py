@@ -1,4 +1,4 @@
-"""Where a certificate holds: all reals, or a box per source.
+"""Where a certificate holds: all reals, a box per source, or a box with its own ends for every element.
 
 The box that the user writes in decimals is enclosed *outward* in doubles for the certificate, and *inward* for the search of
 inputs, so that every measured pair lies in the domain that the certificate speaks of.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -19,7 +19,7 @@ from lipaudit.errors import UsageError
 from lipaudit.operators.range import Range, reals
 from lipaudit.topology.sources import Source
 
-__all__ = ["Box", "Domain", "parse_boxes"]
+__all__ = ["Box", "Domain", "ElementBox", "parse_boxes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,40 @@ class Box:
     hi_text: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ElementBox:
+    """``lo <= x <= hi`` element by element: doubles that broadcast to the shape of the source, finite, ``lo <= hi``.
+
+    For a neighbourhood of a given input, where every element has its own interval.
+    """
+
+    lo: NDArray[np.float64]
+    hi: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if not (np.all(np.isfinite(self.lo)) and np.all(np.isfinite(self.hi)) and np.all(self.lo <= self.hi)):
+            raise UsageError("the ends of a box must be finite, and no lower end may lie above its upper end")
+
+
 @dataclass(frozen=True)
 class Domain:
-    """Boxes by source label; a source without one ranges over all reals (or over its embedding table)."""
+    """Boxes by source label; a source without one ranges over all reals (or over its embedding table).
+
+    ``elements`` are boxes with ends per element; where a source has both kinds, these count.
+    """
 
     boxes: Mapping[str, Box]
+    elements: Mapping[str, ElementBox] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         """ "reals" or "box"."""
-        return "box" if self.boxes else "reals"
+        return "box" if self.boxes or self.elements else "reals"
 
     def check(self, sources: Sequence[Source], where: str) -> None:
         """Raise :class:`UsageError` if a box names no source."""
         names = [source.label for source in sources]
-        for name in self.boxes:
+        for name in (*self.boxes, *self.elements):
             if name not in names:
                 known = ", ".join(names) or "none"
                 raise UsageError(f"--input names {name!r}, which is not a source of this model (sources: {known}).", where=where)
@@ -57,6 +76,9 @@ class Domain:
         shape = source.value.shape
         if shape is None:
             return None
+        own = self.elements.get(source.label)
+        if own is not None:
+            return Range(shape, own.lo, own.hi)
         if box is None:
             return reals(shape) if source.kind == "input" else None
         return Range(shape, np.asarray(_below(box.lo)), np.asarray(_above(box.hi)))
@@ -66,13 +88,18 @@ class Domain:
         found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         for source in sources:
             box = self.boxes.get(source.label)
-            if box is not None:
+            own = self.elements.get(source.label)
+            if own is not None:
+                found[source.value.name] = _float32_inside(own)
+            elif box is not None:
                 found[source.value.name] = (np.asarray(_float32_above(box.lo)), np.asarray(_float32_below(box.hi)))
         return found
 
     def record(self, notes: Sequence[str] = ()) -> records.Domain:
         """For the report."""
-        boxes = [records.InputBox(name, box.lo_text, box.hi_text) for name, box in self.boxes.items()]
+        boxes = [records.InputBox(name, box.lo_text, box.hi_text) for name, box in self.boxes.items() if name not in self.elements]
+        # The hull of the element boxes: what one line can say of them.
+        boxes += [records.InputBox(name, repr(float(np.min(own.lo))), repr(float(np.max(own.hi)))) for name, own in self.elements.items()]
         return records.Domain(kind="box" if boxes else "reals", boxes=boxes, notes=list(notes))
 
 
@@ -118,3 +145,14 @@ def _float32_below(x: Fraction) -> float:
     """The largest float32 that is not above ``x``."""
     nearest = np.float32(max(min(float(x), 3.0e38), -3.0e38))
     return float(nearest if Fraction(float(nearest)) <= x else np.nextafter(nearest, np.float32(-np.inf)))
+
+
+def _float32_inside(box: ElementBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ends moved to the next float32 inside the box; an interval that holds no float32 becomes its lower end."""
+    infinity = np.float32(np.inf)
+    with np.errstate(over="ignore"):
+        lo, hi = (np.clip(end, -3.0e38, 3.0e38).astype(np.float32) for end in (box.lo, box.hi))
+    lo = np.where(lo.astype(np.float64) < box.lo, np.nextafter(lo, infinity), lo).astype(np.float64)
+    hi = np.where(hi.astype(np.float64) > box.hi, np.nextafter(hi, -infinity), hi).astype(np.float64)
+    empty = lo > hi
+    return np.where(empty, box.lo, lo), np.where(empty, box.lo, hi)

@@ -108,10 +108,11 @@ class Range:
         if self.size == 0:
             return 0.0
         lo, hi = self.lo, self.hi
-        spread = float(np.max(hi) - np.min(lo))
+        spread = _difference(float(np.max(hi)), float(np.min(lo)))
         if lo.ndim and lo.shape[-1] == width and width > 1:
             axes = tuple(range(max(lo.ndim, hi.ndim) - 1))
-            columns = np.max(np.broadcast_arrays(hi, lo)[0], axis=axes) - np.min(np.broadcast_arrays(lo, hi)[0], axis=axes)
+            with np.errstate(invalid="ignore"):
+                columns = np.max(np.broadcast_arrays(hi, lo)[0], axis=axes) - np.min(np.broadcast_arrays(lo, hi)[0], axis=axes)
             from_intervals = _root_sum_squares(columns)
         else:
             from_intervals = spread * math.sqrt(width)
@@ -122,7 +123,9 @@ class Range:
         if self.size == 0:
             return Upper(0)
         lo, hi = self.lo, self.hi
-        widths = np.broadcast_arrays(hi, lo)[0] - np.broadcast_arrays(lo, hi)[0]
+        with np.errstate(invalid="ignore"):
+            widths = np.broadcast_arrays(hi, lo)[0] - np.broadcast_arrays(lo, hi)[0]
+        widths = np.where(np.isnan(widths), np.inf, widths)
         copies = self.size // max(widths.size, 1)
         top = Upper(widen(float(np.max(widths)), 1))
         if norm == "linf":
@@ -146,6 +149,11 @@ def _root_sum_squares(values: Floats) -> float:
     scaled = values / top
     # Only the row with the largest norm counts, and its norm is at least 1 after scaling: squares that underflow do not matter.
     return float(np.max(np.sqrt(np.sum(scaled * scaled, axis=-1)))) * top
+
+
+def _difference(high: float, low: float) -> float:
+    """``high - low``; infinite where both are the same infinity (not known)."""
+    return math.inf if math.isinf(high) and high == low else high - low
 
 
 def widen(value: float, terms: int) -> float:

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-__all__ = ["Pair", "attack", "evaluator"]
+__all__ = ["Pair", "attack", "evaluator", "pair"]
 
 Floats = NDArray[np.float64]
 _ORDER: dict[str, float] = {"l1": 1, "l2": 2, "linf": np.inf}
@@ -49,16 +49,17 @@ def attack(f: Callable[[Floats], Floats], shape: tuple[int, ...], norm: str, rng
                 z = x + distance * direction / max(float(np.linalg.norm(direction)), 1e-300)
                 if box is not None:
                     z = np.clip(z, *box)
-                yield _pair(y, f(z), x, z, norm)
+                yield pair(y, f(z), x, z, norm)
 
 
-def _pair(y: Floats, fz: Floats, x: Floats, z: Floats, norm: str) -> Pair:
+def pair(y: Floats, fz: Floats, x: Floats, z: Floats, norm: str) -> Pair:
+    """What the points x and z with the values y and fz say for certain."""
     # Both evaluations are off by a modest multiple of the machine precision of what they sum up to.
     order = _ORDER[norm]
     if not np.all(np.isfinite(fz)):
         return Pair(0.0, 1.0)
-    error = 2.0**-36 * (1.0 + float(np.linalg.norm(y, order)) + float(np.linalg.norm(fz, order)))
-    change = float(np.linalg.norm(fz - y, order)) * (1 - 2.0**-40) - error
+    error = 2.0**-36 * (1.0 + float(np.linalg.norm(y.ravel(), order)) + float(np.linalg.norm(fz, order)))
+    change = float(np.linalg.norm((fz - y).ravel(), order)) * (1 - 2.0**-40) - error
     return Pair(max(change, 0.0), float(np.linalg.norm((z - x).ravel(), order)) * (1 + 2.0**-40))
 
 

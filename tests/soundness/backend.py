@@ -1,0 +1,158 @@
+"""onnx's own operator cases as audits: which inputs are sources, on which domain, and what the certificate says."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from lipaudit.bounds.scalar import Norm
+from lipaudit.certify import Certificate, certify
+from lipaudit.certify.domain import Domain, ElementBox
+from lipaudit.graph.export import to_model
+from lipaudit.graph.load import load
+from lipaudit.graph.simplify import simplify
+from lipaudit.operators.catalogue import Catalogue
+from lipaudit.topology import Topology, recognise
+
+__all__ = ["Case", "Function", "backend_cases", "certified", "domain_around", "function", "has_floats", "opened"]
+
+Floats = NDArray[np.float64]
+
+# Inputs that say how many elements come out: with them moving there is no function between spaces of fixed dimension.
+_SIZES = {"Resize": (2,), "Upsample": (1,)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of onnx's operator suite and the inputs that it gives."""
+
+    name: str
+    model: onnx.ModelProto
+    given: dict[str, Any]
+
+    @property
+    def twin(self) -> str:
+        """The case whose operator this one spells out; empty if it is no expansion."""
+        return self.name.partition("_expanded")[0] if "_expanded" in self.name else ""
+
+
+def backend_cases() -> list[Case]:
+    """All cases, in the order in which onnx gives them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.case.node import collect_testcases
+
+        found = []
+        for case in collect_testcases(None):
+            values = [numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value for value in case.data_sets[0][0]]
+            names = [info.name for info in case.model.graph.input]
+            found.append(Case(case.name, case.model, dict(zip(names, values, strict=False))))
+        return found
+
+
+def has_floats(case: Case) -> bool:
+    """True if a float32 tensor comes in and one goes out: the cases that the percentages speak of."""
+
+    def any_float(infos: Sequence[onnx.ValueInfoProto]) -> bool:
+        return any(info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for info in infos)
+
+    return any_float(case.model.graph.input) and any_float(case.model.graph.output)
+
+
+def opened(case: Case, *, only_first: bool = False) -> Topology:
+    """Load, simplify and recognise; inputs that are no sources are baked in with the values that the case gives.
+
+    ``only_first`` bakes in all but the first float input as well.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    sizes = {node.input[i] for node in model.graph.node for i in _SIZES.get(node.op_type, ()) if i < len(node.input)}
+    floats = 0
+    for info in list(model.graph.input):
+        value = case.given.get(info.name)
+        if not isinstance(value, np.ndarray) or value.dtype == object:
+            continue
+        wide = str(value.dtype) in ("float16", "bfloat16", "float32", "float64")
+        floats += wide and info.name not in sizes
+        if not wide or info.name in sizes or (only_first and floats > 1):
+            model.graph.input.remove(info)
+            model.graph.initializer.append(numpy_helper.from_array(value, info.name))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        return recognise(simplify(load(str(path)).graph))
+
+
+def domain_around(topology: Topology, case: Case, radius: float) -> Domain:
+    """A box around the given inputs: each element may change by ``radius`` times its size, or times 1/8 if it is smaller."""
+    boxes: dict[str, ElementBox] = {}
+    for source in topology.sources:
+        value = case.given.get(source.label)
+        if source.kind == "input" and isinstance(value, np.ndarray):
+            centre = np.clip(np.nan_to_num(np.asarray(value, dtype=np.float64)), -1e30, 1e30)
+            half = radius * np.maximum(np.abs(centre), 0.125)
+            boxes[source.label] = ElementBox(centre - half, centre + half)
+    return Domain({}, boxes)
+
+
+def certified(topology: Topology, domain: Domain, norm: Norm) -> Certificate:
+    """The certificate of the case."""
+    return certify(topology, Catalogue.load(), domain, norm)
+
+
+@dataclass(frozen=True)
+class Function:
+    """All certified outputs, flattened and concatenated, as a float64 function of all sources, flattened and concatenated."""
+
+    evaluate: Callable[[Floats], Floats]
+    centre: Floats
+    lo: Floats
+    hi: Floats
+
+
+def function(topology: Topology, case: Case, domain: Domain, outputs: Sequence[str]) -> Function | str:
+    """The function that an adversary can attack; a sentence where there is none."""
+    sources = topology.sources
+    if not sources or any(source.kind != "input" or source.label not in case.given for source in sources):
+        return "no source is a graph input"
+    given = {source.value.name: np.asarray(case.given[source.label], dtype=np.float64) for source in sources}
+    try:
+        session = ReferenceEvaluator(to_model(topology.simplified, double=True))
+    except Exception as error:  # the evaluator lacks some operators
+        return f"not evaluated: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    names = session.output_names
+    picks = [names.index(name) for name in outputs]
+
+    def evaluate(x: Floats) -> Floats:
+        feed, start = {}, 0
+        for name, value in given.items():
+            feed[name] = x[start : start + value.size].reshape(value.shape)
+            start += value.size
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results = session.run(None, feed)
+        return np.concatenate([np.asarray(results[i]).astype(np.float64).ravel() for i in picks])
+
+    centre = np.concatenate([value.ravel() for value in given.values()])
+    ends = [
+        (np.broadcast_to(box.lo, given[source.value.name].shape).ravel(), np.broadcast_to(box.hi, given[source.value.name].shape).ravel())
+        if (box := domain.elements.get(source.label)) is not None
+        else (np.full(given[source.value.name].size, -np.inf), np.full(given[source.value.name].size, np.inf))
+        for source in sources
+    ]
+    found = Function(evaluate, centre, np.concatenate([lo for lo, _ in ends]), np.concatenate([hi for _, hi in ends]))
+    try:
+        evaluate(centre)
+    except Exception as error:  # shapes or types that the evaluator does not take in float64
+        return f"not evaluated: {type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+    return found

@@ -201,12 +201,12 @@ def hostile() -> Audit:
     bound = certified("2.2387e+812345", 812345.35, offset="3.5", method=TAG)
     pairs = [MatrixEntry(text, TAG, bound, NOT_MEASURED) for text in HOSTILE]
     model = Model(
-        path=f"/tmp/{TAG}/{REVERSED}.onnx",
+        path=f"/tmp/{TAG}/{TAG}{REVERSED}.onnx",
         sha256="00" * 32,
         nodes=1,
         parameters=1,
         opset={TAG: 1},
-        inputs=[TensorType(text, "float32", [1, 2], True) for text in HOSTILE],
+        inputs=[TensorType(text, TAG, [1, 2], True) for text in HOSTILE],
         outputs=[TensorType(TAG, "float32", None)],
         pinned_dims={SCRIPT: 1},
         producer=CONTROL,
@@ -230,7 +230,7 @@ def hostile() -> Audit:
             Step(0, TAG, SCRIPT, MARKUP, [], "inf", None, "inf", {TAG: SCRIPT, "list": [1.5, math.inf]}),
             Step(1, "gain", LONG, CONTROL, [0], "5", ["5", "0"]),
         ],
-        provenance=Provenance("0.1.0", "0.1.0", "ab" * 32, {"numpy": "2.4.0"}, "cpu", 0, {"input": {TAG: "0:1"}}),
+        provenance=Provenance("0.1.0", "0.1.0", "ab" * 32, {TAG: CONTROL}, CONTROL, 0, {"input": {TAG: "0:1"}}),
         user_rules=[TAG],
         contradictions=[Contradiction(TAG, "1.0", "2.0")],
     )

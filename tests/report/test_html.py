@@ -107,7 +107,20 @@ def test_one_main_heading_and_no_level_skipped(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["model", "domain", "matrix", "regions", "operators", "skipped", "findings", "derivation", "user_rules", "contradictions"]
+    "place",
+    [
+        "model",
+        "domain",
+        "matrix",
+        "regions",
+        "operators",
+        "skipped",
+        "findings",
+        "derivation",
+        "user_rules",
+        "contradictions",
+        "provenance",
+    ],
 )
 def test_hostile_text_is_text_wherever_it_stands(place: str) -> None:
     """One field at a time: an escape forgotten in one template cannot hide behind the others."""

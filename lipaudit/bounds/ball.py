@@ -292,7 +292,7 @@ class Ball:
 
     def acos(self) -> Ball:
         """Inverse cosine on the part of the ball where it is defined."""
-        return Ball.pi() / Ball.of(2) - self.asin()
+        return (-self._clamped())._increasing(lambda x: (-x).acos(), 0.0, math.inf)
 
     def _clamped(self) -> Ball:
         return self.maximum(Ball.of(-1)).minimum(Ball.of(1))

@@ -82,6 +82,9 @@ class Law:
                     yield point
                 continue
             first, last = ((x - point) / self.period).floats()
+            if not last - first < _FAR:
+                yield point  # one of its repetitions
+                continue
             for k in range(math.floor(first), math.ceil(last) + 1):
                 moved = point + Ball.of(k) * self.period
                 if moved.meets(x):

@@ -161,6 +161,7 @@ def _content(audit: Audit) -> dict[str, Any]:
         "offset": amount(audit.certified.offset or "0") if sentences.has_offset(audit.certified) else "",
         "domain": sentences.domain(audit),
         "notes": sentences.holds_for(audit),
+        "contributions": sentences.contributions(audit),
         "gap": _sentence(sentences.gap(audit)),
         "interval": charts.interval(audit),
         "gains": charts.gains(chart_regions),

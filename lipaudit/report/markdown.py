@@ -104,7 +104,7 @@ def _regions(audit: Audit) -> Iterator[str]:
     if not top:
         return
     parts = len(leaves(audit.regions))
-    yield f"<details><summary>Where the certified gain comes from ({len(top)} of {count(parts, 'region')})</summary>"
+    yield f"<details><summary>{sentences.contributions(audit)} ({len(top)} of {count(parts, 'region')})</summary>"
     yield ""
     yield "| region | kind | share | certified | measured |"
     yield "|---|---|--:|--:|--:|"

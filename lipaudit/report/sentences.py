@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from lipaudit.records import Audit, Certified, Domain, Measured
 from lipaudit.report.text import amount, paragraph, power, printable, shorten
 
-__all__ = ["certified", "domain", "gap", "headline", "holds_for", "label", "measured", "places", "short_certified", "short_measured"]
+__all__ = [
+    "certified",
+    "contributions",
+    "domain",
+    "gap",
+    "headline",
+    "holds_for",
+    "label",
+    "measured",
+    "places",
+    "short_certified",
+    "short_measured",
+]
 
 _NAME = 80
 
@@ -83,6 +95,11 @@ def gap(audit: Audit) -> str:
     if apart < 1:
         return f"the true constant lies between the two numbers, which are a factor of {10**apart:.3g} apart"
     return f"the true constant lies between the two numbers, which are a factor of 10^{apart:.2f} apart"
+
+
+def contributions(audit: Audit) -> str:
+    """What a list of the regions with the largest shares is called: nothing adds up to a bound that is not finite."""
+    return "Where the certified gain comes from" if audit.certified.status == "finite" else "Largest certified gains of single regions"
 
 
 def headline(audit: Audit) -> str:

@@ -117,8 +117,7 @@ def _regions(audit: Audit, paint: _Paint) -> Iterator[str]:
     top = contributors(audit, _REGIONS)
     if not top:
         return
-    title = "Where the certified gain comes from" if audit.certified.status == "finite" else "Largest certified gains of single regions"
-    yield paint.title(title) + f" ({len(top)} of {count(len(parts), 'region')})"
+    yield paint.title(sentences.contributions(audit)) + f" ({len(top)} of {count(len(parts), 'region')})"
     yield f"  {'share':>5}  {'certified':>12}  {'measured':>12}  region"
     for region in top:
         numbers = f"{share(region.share or 0):>5}  {sentences.short_certified(region.certified):>12}"

@@ -77,12 +77,18 @@ def block(
     found = _Block(roles, entries, strands, fork, join)
     if _is_linear_block(found):
         return _linear(found)
+    operands, inner = _moving_operands(roles, join), []
+    if join.kind in _SUMS or join.kind in SKIP_NORMALIZATIONS:
+        operands, inner = _summands(found)
+        sums = {node.name for node in inner}
+        rest = [strand for strand in strands if not (strand.items and all(node.name in sums for node in strand.nodes))]
+        found = _Block(roles, entries, rest, fork, join)
     if level < _MOST_LEVELS:
-        found = _untangled(found, level)
+        found = _untangled(found, operands, level)
     if join.kind in ATTENTION:
         return _attention(found)
     if join.kind in _SUMS or join.kind in SKIP_NORMALIZATIONS:
-        return _residual(found)
+        return _residual(found, operands, inner)
     if join.kind in _CONCATENATIONS:
         return _concatenation(found)
     if join.kind in _PRODUCTS:
@@ -114,14 +120,14 @@ def _join(found: _Block, *nodes: Node) -> Draft:
     return Draft(kind, (*nodes, found.join), role="join", reason=reason)
 
 
-def _other(found: _Block, reason: str) -> Draft:
-    return Draft("other", children=[*_leading(found.fork), *_parts(found.roles, found.strands, "part"), _join(found)], reason=reason)
+def _other(found: _Block, reason: str, *inner: Node) -> Draft:
+    return Draft("other", children=[*_leading(found.fork), *_parts(found.roles, found.strands, "part"), _join(found, *inner)], reason=reason)
 
 
 # ---------------------------------------------------------------------- paths that cross
 
 
-def _untangled(found: _Block, level: int) -> _Block:
+def _untangled(found: _Block, operands: list[str], level: int) -> _Block:
     """Strands that feed only one operand of the join become one strand with a block of its own at its head.
 
     An identity shortcut around attention hides that the attention has one entry: queries, keys and values begin where the shortcut
@@ -130,11 +136,10 @@ def _untangled(found: _Block, level: int) -> _Block:
     feeders = _feeders(found)
     if not any(feeders.values()):
         return found
-    operands = [name for name in _moving_operands(found.roles, found.join) if name in found.by_tail]
     numbers = {id(strand): i for i, strand in enumerate(found.strands)}
     claimed: dict[int, int] = {}
     groups: dict[int, list[int]] = {}
-    for name in dict.fromkeys(operands):
+    for name in dict.fromkeys(name for name in operands if name in found.by_tail):
         last = numbers[id(found.by_tail[name])]
         group = _closure(feeders, last)
         if any(claimed.setdefault(i, last) != last for i in (last, *group)):
@@ -203,21 +208,19 @@ def _linear(found: _Block) -> Draft:
 # ---------------------------------------------------------------------- sums
 
 
-def _residual(found: _Block) -> Draft:
-    """``shortcut + branch``; sums of sums count as one sum."""
-    operands, inner = _operands(found)
-    sums = {node.name for node in inner}
-    strands = [strand for strand in found.strands if not (strand.items and all(node.name in sums for node in strand.nodes))]
+def _residual(found: _Block, operands: list[str], inner: list[Node]) -> Draft:
+    """``shortcut + branch``; ``inner`` sums belong to the join."""
+    strands = found.strands
     identity = [name for name in operands if name in found.entries]
-    kept = {id(strand) for strand in strands}
-    by_operand = {name: found.by_tail[name] for name in operands if name in found.by_tail and id(found.by_tail[name]) in kept}
+    by_operand = {name: found.by_tail[name] for name in operands if name in found.by_tail}
     shortcuts = [s for s in by_operand.values() if s.items and found.is_clean(s) and all(found.roles.is_shortcut(n) for n in s.nodes)]
     join = _join(found, *inner)
     if identity:
         rest = [strand for strand in strands if strand.items]
         return _made(found, "identity", [], rest, by_operand, join)
     if not shortcuts:
-        return _other(found, "both sides of the addition are nonlinear in its entry" if len(by_operand) > 1 else "the paths into the addition cross")
+        reason = "both sides of the addition are nonlinear in its entry" if len(by_operand) > 1 else "the paths into the addition cross"
+        return _other(found, reason, *inner)
     chosen = min(shortcuts, key=lambda s: (sum(map(found.roles.is_weight_layer, s.nodes)), len(s.nodes)))
     if all(found.roles.is_identity(node) for node in chosen.nodes):
         kind = "identity"
@@ -230,20 +233,21 @@ def _residual(found: _Block) -> Draft:
     return _made(found, kind, chosen.items, [s for s in strands if s is not chosen and s.items], by_operand, join)
 
 
-def _operands(found: _Block) -> tuple[list[str], list[Node]]:
+def _summands(found: _Block) -> tuple[list[str], list[Node]]:
     """The summands of the join, after inner sums that nothing else reads, and those inner sums."""
+    roles, graph = found.roles, found.roles.graph
+    outputs = frozenset(graph.outputs)
     operands: list[str] = []
     inner: list[Node] = []
-    producer = found.roles.graph.producer
-    stack = list(reversed(_moving_operands(found.roles, found.join)))
+    stack = [(name, found.join) for name in reversed(_moving_operands(roles, found.join))]
     while stack:
-        name = stack.pop()
-        node = producer.get(name)
-        strand = found.by_tail.get(name)
-        alone = strand is not None and node is not None and len(strand.items) == 1 and strand.nodes[0] is node
-        if alone and node is not None and node.kind in _SUMS and len(found.roles.reads(node)) > 1 and len(found.roles.graph.consumers.get(name, ())) == 1:
+        name, user = stack.pop()
+        node, strand = graph.producer.get(name), found.by_tail.get(name)
+        alone = strand is not None and len(strand.nodes) == 1 and strand.nodes[0] is node
+        read_once = len(graph.consumers.get(name, ())) == 1 and user.inputs.count(name) == 1 and name not in outputs
+        if node is not None and alone and read_once and node.kind in _SUMS and len(roles.reads(node)) > 1:
             inner.append(node)
-            stack.extend(reversed(_moving_operands(found.roles, node)))
+            stack.extend((operand, node) for operand in reversed(_moving_operands(roles, node)))
         else:
             operands.append(name)
     return operands, inner[::-1]

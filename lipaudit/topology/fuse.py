@@ -93,8 +93,31 @@ def _replace(graph: Graph, position: Mapping[str, int], claimed: Mapping[str, st
         ordered = sorted(match.covered, key=lambda covered: position[covered.name])
         covers = tuple(name for covered in ordered for name in (covered.covers or (covered.name,)))
         nodes.append(match.fused.renamed(name=node.name, covers=covers))
+    nodes = _without_twins(graph, nodes, claimed)
     inside = {name for match in matches.values() for node in match.covered for name in node.outputs}
     kept = {name for node in nodes for name in node.outputs}
+    inside.update(name for node in graph.nodes for name in node.outputs if name not in kept)
     for name in inside - kept:
         values.pop(name, None)
     return graph.with_nodes(tuple(nodes), constants=constants, values=values)
+
+
+def _without_twins(graph: Graph, nodes: list[Node], claimed: Mapping[str, str]) -> list[Node]:
+    """Without nodes that only computed again what a fused node reads once; it covers them too."""
+    read = {name for node in nodes for name in (*node.inputs, *graph.captured_by(node))} | set(graph.outputs)
+    twins: dict[str, list[str]] = {}
+    owner = dict(claimed)
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        readers = [user for name in node.outputs for user in graph.consumers.get(name, ())]
+        dead = bool(readers) and not node.domain == "lipaudit" and not any(name in read for name in node.outputs)
+        if dead and all(user.name in owner for user in readers):
+            owner[node.name] = owner[readers[0].name]
+            twins.setdefault(owner[node.name], []).extend(node.covers or (node.name,))
+            continue
+        kept.append(node)
+    found: list[Node] = []
+    for node in reversed(kept):
+        extra = twins.get(claimed.get(node.name, ""), [])
+        found.append(node.renamed(covers=(*node.covers, *reversed(extra))) if extra and len(node.covers) > 1 else node)
+    return found

@@ -6,7 +6,7 @@ while the others are held".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lipaudit.graph.ir import Graph, Node
 
@@ -68,11 +68,16 @@ class Roles:
 
     graph: Graph
     moving: frozenset[str]
+    _reads: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def reads(self, node: Node) -> tuple[str, ...]:
         """Moving values that the node (or a subgraph of it) reads, each once."""
-        captured = self.graph.captured_by(node) if node.attrs else ()
-        return tuple(dict.fromkeys(name for name in (*node.inputs, *captured) if name in self.moving))
+        found = self._reads.get(node.name)
+        if found is None:
+            captured = self.graph.captured_by(node) if node.attrs else ()
+            found = tuple(dict.fromkeys(name for name in (*node.inputs, *captured) if name in self.moving))
+            self._reads[node.name] = found
+        return found
 
     def is_linear(self, node: Node) -> bool:
         """Affine in the one moving value that it reads, with one output."""

@@ -26,6 +26,8 @@ DEEPEST = 24
 """Chains nested deeper than this become one leaf: no reader follows them, and no tool recurses over them."""
 
 _COUNTED = frozenset({"affine-chain", "affine-block", "activation", "pooling", "quantized", "other", "join", "chain", "normalization", "recurrent"})
+_FORKS = frozenset({"Split", "DynamicQuantizeLinear"})
+"""Nodes that only take a value apart: they belong to the block that puts the parts together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +190,13 @@ def _walk(roles: Roles, found: Skeleton, chain: Chain, nested: Mapping[int, list
     for k, vertex in enumerate(chain.vertices):
         current = found.what[vertex]
         strands = nested.get(k - 1)
-        if strands is not None and any(strand.items for strand in strands):
-            before = found.what[chain.vertices[k - 1]]
+        before = found.what[chain.vertices[k - 1]] if k else None
+        splits = isinstance(before, Node) and before.op in _FORKS
+        if strands is not None and (splits or any(strand.items for strand in strands)):
             fork = None
             if isinstance(before, Node):
                 entries = frozenset(name for name in before.outputs if name)
-                if items and items[-1].own == (before,) and before.op in ("Split", "DynamicQuantizeLinear"):
+                if items and items[-1].own == (before,) and splits:
                     fork = items.pop()
             else:
                 entries = frozenset({before} if before is not None else starts)

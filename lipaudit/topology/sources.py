@@ -6,7 +6,7 @@ treats as data: the output of an embedding lookup.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ __all__ = ["Source", "find_sources", "moving"]
 _SHAPE_ONLY = frozenset({"ai.onnx::Shape", "ai.onnx::Size"})
 """Operators whose result depends on the shape of their input alone, and shapes are pinned."""
 
+_MOST_STEPS = 8
 _FUSED_EMBEDDINGS = frozenset({"com.microsoft::EmbedLayerNormalization"})
 _REARRANGING = frozenset(
     f"ai.onnx::{op}" for op in ("Cast", "Concat", "Expand", "Identity", "Neg", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Split")
@@ -62,11 +63,8 @@ def find_sources(graph: Graph) -> tuple[Source, ...]:
     one-hot ids).
     """
     inputs = [Source(value.name, "input", value, value.name) for value in graph.inputs if value.is_float]
-    from_floats = moving(graph, inputs)
-    ids = _integer_derived(graph, from_floats)
-    lookups = _lookups(graph, ids)
-    found = [*inputs, *lookups]
-    return tuple(found) if found else tuple(_conversions(graph, ids))
+    found = _cuts(graph, inputs, _lookup)
+    return tuple(found) if found else tuple(_cuts(graph, [], _conversion))
 
 
 def moving(graph: Graph, sources: Iterable[Source]) -> frozenset[str]:
@@ -83,37 +81,47 @@ def moving(graph: Graph, sources: Iterable[Source]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _integer_derived(graph: Graph, from_floats: frozenset[str]) -> dict[str, str]:
-    """Values that depend on a non-float input and on no float input, with the name of (one of) the inputs."""
-    found = {value.name: value.name for value in graph.inputs if not value.is_float}
+_Cut = Callable[[Graph, Node, Mapping[str, str]], list[Source]]
+
+
+def _cuts(graph: Graph, inputs: list[Source], cut: _Cut) -> list[Source]:
+    """``inputs`` and what ``cut`` finds among values that depend on integer inputs and on no source: no source lies behind another."""
+    found = list(inputs)
+    moved = {source.name for source in inputs}
+    ids = {value.name: value.name for value in graph.inputs if not value.is_float}
     for node in graph.nodes:
-        if node.kind in _SHAPE_ONLY or any(name in from_floats for name in node.outputs):
+        reads = (*node.inputs, *graph.captured_by(node))
+        if node.kind in _SHAPE_ONLY:
             continue
-        origin = next((found[name] for name in (*node.inputs, *graph.captured_by(node)) if name in found), None)
-        if origin is not None:
-            found.update((name, origin) for name in node.outputs if name)
+        if any(name in moved for name in reads):
+            moved.update(name for name in node.outputs if name)
+            continue
+        origin = next((ids[name] for name in reads if name in ids), None)
+        if origin is None:
+            continue
+        fresh = [source for source in cut(graph, node, ids) if source.name not in moved]
+        found.extend(fresh)
+        moved.update(source.name for source in fresh)
+        ids.update((name, origin) for name in node.outputs if name and name not in moved)
     return found
 
 
-def _lookups(graph: Graph, ids: dict[str, str]) -> list[Source]:
+def _lookup(graph: Graph, node: Node, ids: Mapping[str, str]) -> list[Source]:
     """Embedding lookups: Gather of rows of a constant table by integer ids, and the fused embedding of ONNX Runtime."""
-    found: list[Source] = []
-    for node in graph.nodes:
-        if node.kind in _FUSED_EMBEDDINGS:
-            origin = next((ids[name] for name in node.inputs if name in ids), "")
-            for output in node.outputs:
-                if output and (value := graph.value(output)).dtype in ("", "float16", "float32", "bfloat16"):
-                    found.append(Source(output, "embedding", value, f"embeddings of {origin}", indices=origin))
-        elif node.kind == "ai.onnx::Gather" and len(node.inputs) == 2 and node.inputs[1] in ids:
-            table = graph.constants.get(node.inputs[0])
-            if table is None or int(node.attrs.get("axis", 0)) != 0 or not table.shape:
-                continue
-            chosen = _first_float(graph, node, table)
-            if chosen is not None and not _only_multiplies(graph, chosen[0].name):
-                value, rows = chosen
-                label = f"{table.name} looked up by {ids[node.inputs[1]]}"
-                found.append(Source(value.name, "embedding", value, label, rows, node.inputs[1]))
-    return found
+    if node.kind in _FUSED_EMBEDDINGS:
+        origin = next((ids[name] for name in node.inputs if name in ids), "")
+        floats = [graph.value(name) for name in node.outputs if name and graph.value(name).dtype in ("", "float16", "float32", "bfloat16")]
+        return [Source(value.name, "embedding", value, f"embeddings of {origin}", indices=origin) for value in floats]
+    if node.kind != "ai.onnx::Gather" or len(node.inputs) != 2 or node.inputs[1] not in ids:
+        return []
+    table = graph.constants.get(node.inputs[0])
+    if table is None or int(node.attrs.get("axis", 0)) != 0 or not table.shape:
+        return []
+    chosen = _first_float(graph, node, table)
+    if chosen is None or _only_multiplies(graph, chosen[0].name):
+        return []
+    value, rows = chosen
+    return [Source(value.name, "embedding", value, f"{table.name} looked up by {ids[node.inputs[1]]}", rows, node.inputs[1])]
 
 
 def _first_float(graph: Graph, lookup: Node, table: Constant) -> tuple[Value, Constant | None] | None:
@@ -121,26 +129,41 @@ def _first_float(graph: Graph, lookup: Node, table: Constant) -> tuple[Value, Co
     value = graph.value(lookup.outputs[0])
     if table.value.is_float:
         return Value(value.name, value.dtype or table.dtype, value.shape), table
-    users = graph.consumers.get(value.name, ())
-    if len(users) != 1 or value.name in graph.outputs or users[0].kind not in ("ai.onnx::DequantizeLinear", "ai.onnx::Cast"):
+    keeps_rows = True
+    name = value.name
+    for _ in range(_MOST_STEPS):
+        users = graph.consumers.get(name, ())
+        if len(users) != 1 or name in graph.outputs or users[0].domain:
+            return None
+        user = users[0]
+        if user.op not in ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity"):
+            break
+        perm = user.attrs.get("perm", ())
+        keeps_rows = keeps_rows and (user.op == "Identity" or (user.op == "Transpose" and bool(perm) and perm[-1] == len(perm) - 1))
+        name = user.outputs[0]
+    else:
         return None
-    user = users[0]
     result = graph.value(user.outputs[0])
-    if not result.is_float:
+    if user.op not in ("Cast", "DequantizeLinear") or not result.is_float:
         return None
+    return result, _dequantized(graph, user, table) if keeps_rows else None
+
+
+def _dequantized(graph: Graph, user: Node, table: Constant) -> Constant | None:
+    """The table as the node ``user`` converts it; None if its scale is not one number."""
     if user.op == "Cast":
-        return result, Constant(table.name, "float64", table.shape, lambda: np.asarray(table.array(), dtype=np.float64), source=table.source)
+        return Constant(table.name, "float64", table.shape, lambda: np.asarray(table.array(), dtype=np.float64), source=table.source)
     parameters = [graph.constants.get(name) for name in user.inputs[1:] if name]
     if any(parameter is None or parameter.size != 1 for parameter in parameters):
-        return result, None
+        return None
     scale, *zero = (float(parameter.float64().reshape(-1)[0]) for parameter in parameters if parameter is not None)
     offset = zero[0] if zero else 0.0
 
-    def dequantized() -> NDArray[Any]:
+    def elements() -> NDArray[Any]:
         # Exact in binary64: a 9-bit difference times a 24-bit scale.
         return (np.asarray(table.array(), dtype=np.float64) - offset) * scale
 
-    return result, Constant(table.name, "float64", table.shape, dequantized, source=table.source)
+    return Constant(table.name, "float64", table.shape, elements, source=table.source)
 
 
 def _only_multiplies(graph: Graph, name: str) -> bool:
@@ -162,15 +185,13 @@ def _only_multiplies(graph: Graph, name: str) -> bool:
     return factor
 
 
-def _conversions(graph: Graph, ids: dict[str, str]) -> list[Source]:
-    """Where integer inputs become floats, for models that have no other source."""
-    found: list[Source] = []
-    for node in graph.nodes:
-        if node.op not in ("Cast", "OneHot", "DequantizeLinear") or node.domain or not any(name in ids for name in node.inputs):
-            continue
-        value = graph.value(node.outputs[0])
-        if value.is_float and not any(graph.value(name).is_float for name in node.inputs if name in ids):
-            origin = next(ids[name] for name in node.inputs if name in ids)
-            what = "one-hot" if node.op == "OneHot" else "float"
-            found.append(Source(value.name, "embedding", value, f"{what} form of {origin}", indices=node.inputs[0]))
-    return found
+def _conversion(graph: Graph, node: Node, ids: Mapping[str, str]) -> list[Source]:
+    """Where an integer value becomes a float one."""
+    if node.op not in ("Cast", "OneHot", "DequantizeLinear") or node.domain:
+        return []
+    value = graph.value(node.outputs[0])
+    origin = next((name for name in node.inputs if name in ids), None)
+    if not value.is_float or origin is None or graph.value(origin).is_float:
+        return []
+    what = "one-hot" if node.op == "OneHot" else "float"
+    return [Source(value.name, "embedding", value, f"{what} form of {ids[origin]}", indices=origin)]

@@ -319,6 +319,8 @@ def _result_shape(view: View, found: _Found) -> None:
         raise Mismatch("queries, keys and values do not fit together") from None
     if result != (*lead, query[-2], values[-1]):
         raise Mismatch("its mask broadcasts the result")
+    if shapes[1][-1 if found.key_transposed else -2] != values[-2]:
+        raise Mismatch("its mask broadcasts the keys")
 
 
 def _mask(view: View, found: _Found) -> bool:

@@ -26,6 +26,8 @@ def erf_gelu(view: View, erf: Node) -> Match | None:
     k, num, den = exact_float(found.k * scale), exact_float(found.num), exact_float(found.den)
     if k is None or num is None or den is None:
         raise Mismatch("a product of its constants is no double")
+    if num * den <= 0:
+        raise Mismatch("the argument of Erf is a negative multiple of the value that it multiplies")
     view.same_shape(found.final, found.x)
     covered = view.close((*nodes, erf, *found.nodes), found.final)
     attrs = {"approximate": "none", "k": k, "num": num, "den": den}

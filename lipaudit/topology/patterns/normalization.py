@@ -218,6 +218,18 @@ def _centring(view: View, found: _Found) -> None:
     found.means.append(sub.inputs[1])
 
 
+def _per_group(view: View, name: str, value: str, axes: tuple[int, ...]) -> bool:
+    """True if ``name``, which holds one number per group in their order, meets the groups of ``value`` when it is broadcast.
+
+    Its shape must be that of ``value`` with ones on ``axes``: a statistic that dropped its axes meets other rows if the shape is square.
+    """
+    own, shape = view.shape(name), view.shape(value)
+    if own is None or shape is None or len(own) > len(shape):
+        return False
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    return (1,) * (len(shape) - len(own)) + own == kept
+
+
 def _mean_removed(view: View, name: str, axes: tuple[int, ...]) -> tuple[Node, Node, list[Node], str] | None:
     """The Sub, the ReduceMean, transparent nodes between them and x, if ``name`` is ``x - mean(x)`` over ``axes``."""
     sub = view.made_by(name, "Sub")
@@ -228,16 +240,19 @@ def _mean_removed(view: View, name: str, axes: tuple[int, ...]) -> tuple[Node, N
     shape = view.shape(name)
     if mean is None or shape is None or not view.same(mean.inputs[0], sub.inputs[0]) or view.axes(mean, len(shape)) != axes:
         return None
+    if not _per_group(view, inner, sub.inputs[0], axes):
+        return None
     return sub, mean, passed, sub.inputs[0]
 
 
 def _divide(view: View, root: str, inverse: bool, found: _Found) -> str:
     """Forward from the root to the normalised value, whose name is returned."""
-    value = root
+    value, aligned = root, False
     for _ in range(6):
         value, passed = view.beyond(value)
         found.nodes += passed
-        if inverse and (folded := _folded_affine(view, value, found)) is not None:
+        aligned = aligned or _per_group(view, value, found.centred, found.axes)
+        if inverse and aligned and (folded := _folded_affine(view, value, found)) is not None:
             return folded
         user = view.sole_user(value)
         if user is None:
@@ -251,11 +266,13 @@ def _divide(view: View, root: str, inverse: bool, found: _Found) -> str:
             value, inverse = user.outputs[0], True
         elif user.op == "Div" and user.inputs[1] == value and not inverse and view.scalar(user.inputs[0]) == 1.0:
             value, inverse = user.outputs[0], True
-        elif user.op in ("Expand", "Unsqueeze") and user.inputs[0] == value:
+        elif (user.op == "Expand" and aligned or user.op == "Unsqueeze" and not aligned) and user.inputs[0] == value:
             value = user.outputs[0]
         elif user.op in ("Add", "Max", "Clip") and not inverse:
             value = _outside(view, user, value, found)
         elif (user.op == "Div" and user.inputs[1] == value and not inverse) or (user.op == "Mul" and inverse):
+            if not aligned:
+                raise Mismatch(f"the statistic in {user.name!r} does not meet the rows that it was taken from")
             return _numerator(view, user, value, found)
         else:
             raise Mismatch(f"its root goes into {user.op} {user.name!r}, which is no division by it")
@@ -319,6 +336,8 @@ def _folded_affine(view: View, value: str, found: _Found) -> str | None:
     for main, shift in ((0, 1), (1, 0)):
         x, mean = others[main], others[shift]
         if x is None or mean is None or not view.same(x, found.x) or not any(view.same(mean, m) for m in found.means):
+            continue
+        if not _per_group(view, mean, found.x, found.axes):
             continue
         offset = view.sole_user(users[shift].outputs[0])
         final = view.sole_user(users[main].outputs[0])

@@ -262,9 +262,9 @@ class Tree:
             rule, site = self._rules[item.name], self._sites[item.name]
             gains = tuple(gain if flow is not None else None for gain, flow in zip(asked.gains, moved, strict=True))
             results = joint_flow(site, moved, gains, self.norm) if rule is None else rule.flow(site, moved, gains, self.norm)
-            for name, flow in zip(item.outputs, results, strict=False):
+            for k, name in enumerate(item.outputs):
                 if name and name not in start:
-                    flows[name] = flow
+                    flows[name] = results[k] if k < len(results) else _unsaid(item, results)
         return flows, steps
 
     def _through(self, bound: Bound, flow: Flow) -> Flow:
@@ -300,6 +300,13 @@ class Tree:
         for region in preorder(self.root):
             if region.path in self.bounds:
                 self.bounds[region.path].after = reach.get(region.exit, ZERO)
+
+
+def _unsaid(node: Node, results: Sequence[Flow]) -> Flow:
+    """Of an output that the rule says nothing about: no bound (never "does not move")."""
+    words = f"the rule of {node.op} says nothing about this output"
+    parts = len(results[0].rows[0].gains)
+    return Flow((Row(tuple(INFINITE for _ in range(parts)), INFINITE),), reasons=(Reason(node.name, node.kind, "unknown", words),))
 
 
 def random_flow(parts: int, name: str) -> Flow:

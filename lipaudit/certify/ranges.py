@@ -16,7 +16,7 @@ from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.range import Range, exact, reals
 from lipaudit.topology.sources import Source
 
-__all__ = ["Ranges", "propagate"]
+__all__ = ["Ranges", "forward", "propagate"]
 
 # Weights beyond this size are described by their smallest and largest element; their rules read the tensor itself.
 _WHOLE = 1 << 16
@@ -57,17 +57,22 @@ def propagate(graph: Graph, sources: Sequence[Source], catalogue: Catalogue, dom
 
     A box on an embedding source replaces what its table would say. Operators without a rule give all reals.
     """
+    return forward(graph, {source.value.name: domain.outer(source) for source in sources}, catalogue, sites)
+
+
+def forward(graph: Graph, given: Mapping[str, Range | None], catalogue: Catalogue, sites: Mapping[str, Site]) -> Ranges:
+    """As :func:`propagate`, from the ranges ``given`` of inputs (and of values that are to be overridden)."""
     ranges = Ranges(graph.constants)
-    given = {source.value.name: domain.outer(source) for source in sources}
     for value in graph.inputs:
         _put_input(ranges, value, given.get(value.name))
     for node in graph.nodes:
         site = sites[node.name]
         rule = catalogue.rule(node)
         if rule is not None and shape_problem(site) is None:
-            for name, found in zip(node.outputs, rule.range(site, ranges.of(site)), strict=False):
-                if name:
-                    ranges.put(name, _sane(found))
+            answers = rule.range(site, ranges.of(site))
+            for k, value in enumerate(site.outputs):
+                if value is not None and value.shape is not None:
+                    ranges.put(value.name, _sane(answers[k]) if k < len(answers) else reals(value.shape))
         else:
             for value in site.outputs:
                 if value is not None and value.shape is not None:
@@ -91,7 +96,7 @@ def _of_constant(constant: Constant) -> Range:
     integral = constant.dtype == "bool" or "int" in constant.dtype
     if constant.fill is not None:
         end = np.asarray(float(constant.fill))
-        return Range(constant.shape, end, end, integral=integral)
+        return _sane(Range(constant.shape, end, end, integral=integral))
     if constant.dtype in ("string", ""):
         return reals(constant.shape)
     array: Any = constant.array()
@@ -106,6 +111,8 @@ def _of_constant(constant: Constant) -> Range:
 def _sane(found: Range) -> Range:
     """NaN ends (inf - inf, 0 * inf) mean "not known": they become infinite."""
     lo, hi = np.asarray(found.lo, dtype=np.float64), np.asarray(found.hi, dtype=np.float64)
+    if math.isnan(found.row) or math.isnan(found.diameter):
+        found = found.replace(**{name: math.inf for name in ("row", "diameter") if math.isnan(getattr(found, name))})
     if np.isnan(lo).any() or np.isnan(hi).any():
         return found.replace(lo=np.where(np.isnan(lo), -np.inf, lo), hi=np.where(np.isnan(hi), np.inf, hi))
     return found

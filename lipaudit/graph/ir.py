@@ -61,7 +61,7 @@ class Constant:
         Where the elements come from, for messages ("initializer", "Constant node", "external data FILE", "folded").
     """
 
-    __slots__ = ("_load", "dtype", "fill", "name", "shape", "source")
+    __slots__ = ("__weakref__", "_load", "dtype", "fill", "name", "shape", "source")
 
     def __init__(
         self,

@@ -69,7 +69,8 @@ class Sums(Elementwise):
             if coefficient < 0:
                 term = interval.negative(term)
             if abs(coefficient) != 1:
-                term = interval.multiply(term, (np.asarray(abs(float(coefficient))),) * 2)
+                factor = np.asarray(abs(float(coefficient)))
+                term = interval.multiply(term, (factor, factor))
             sum_ = interval.add(sum_, term)
             size = abs(float(coefficient))
             row += size * operand_rows(site, i, x)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.operator import LinearOperator
+from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
 from lipaudit.bounds.scalar import Norm
 from lipaudit.graph.ir import Constant
 from lipaudit.operators import interval
@@ -20,7 +23,7 @@ from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
 from lipaudit.operators.interval import Interval
 from lipaudit.operators.range import Range, reals
 
-__all__ = ["LinearRule", "norm_gain", "weight_array"]
+__all__ = ["LinearRule", "matrix_norm", "norm_gain", "weight_array"]
 
 Floats = NDArray[np.float64]
 
@@ -31,12 +34,30 @@ def weight_array(constant: Constant) -> NDArray[np.float64]:
         return np.broadcast_to(np.float64(constant.fill), constant.shape)
     array = constant.array()
     # ml_dtypes' narrow floats know few numpy functions; float64 holds all of them exactly.
-    return array if array.dtype in (np.float32, np.float64) else np.asarray(array, dtype=np.float64)
+    return array if str(array.dtype) in ("float32", "float64") else np.asarray(array, dtype=np.float64)
 
 
-def norm_gain(operator: LinearOperator, norm: Norm, weight: str = "", node: str = "") -> Gain:
-    """The gain of a linear map; a weight with values that are not finite is named."""
-    found = operator.norm(norm)
+# Norms of matrices that ranges and gains both ask for, as long as the weight lives; the answer is the same whoever asks first.
+_NORMS: WeakKeyDictionary[Constant, dict[tuple[bool, Norm], VerifiedNorm]] = WeakKeyDictionary()
+_LOCK = Lock()
+
+
+def matrix_norm(constant: Constant, norm: Norm, *, transposed: bool = False) -> VerifiedNorm:
+    """Verified norm of a stored matrix (or its transpose) as a map ``v -> W v``."""
+    key = (transposed, norm)
+    with _LOCK:
+        found = _NORMS.setdefault(constant, {}).get(key)
+    if found is None:
+        weight = weight_array(constant)
+        found = dense_norm(weight.T if transposed else weight, norm)
+        with _LOCK:
+            _NORMS[constant][key] = found
+    return found
+
+
+def norm_gain(operator: LinearOperator | VerifiedNorm, norm: Norm, weight: str = "", node: str = "") -> Gain:
+    """The gain of a linear map (or of one whose norm is known); a weight with values that are not finite is named."""
+    found = operator if isinstance(operator, VerifiedNorm) else operator.norm(norm)
     if found.upper.is_finite:
         return Finite(found.upper, method=found.method, evidence=found.evidence)
     bad = found.evidence.get("nonfinite")

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import uniform_value
 from lipaudit.bounds.linear import Dense
-from lipaudit.bounds.operator import LinearOperator
+from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
 from lipaudit.bounds.scalar import ZERO, Norm, Upper, repeat_factor
 from lipaudit.graph.ir import Constant
 from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.interval import Interval
-from lipaudit.operators.linear import LinearRule, norm_gain, weight_array
+from lipaudit.operators.linear import LinearRule, matrix_norm, norm_gain, weight_array
 from lipaudit.operators.range import Range, reals, widen
 
 __all__ = ["Gemm", "MatMul"]
@@ -186,7 +186,7 @@ class MatMul(_Product):
         if isinstance(operator, str):
             return reals(site.out_shape())
         found = self.image(site, operator, x)
-        return by_rows(found, x, weight_array(constant)) if i == 0 and len(constant.shape) == 2 else found
+        return by_rows(found, x, constant, weight_array(constant)) if i == 0 and len(constant.shape) == 2 else found
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
@@ -194,7 +194,8 @@ class MatMul(_Product):
         if constant is not None:
             operator = dense(constant, site.shape(i), site.out_shape(), "right" if i == 0 else "left")
             if not isinstance(operator, str):
-                return norm_gain(operator, norm, site.node.inputs[1 - i], site.node.name)
+                known = operator if len(constant.shape) != 2 or math.prod(site.shape(i)) == 0 else _of_matrix(constant, i, norm)
+                return norm_gain(known, norm, site.node.inputs[1 - i], site.node.name)
         a, b, batch = self._operands(site, xs)
         own, other = (a, b) if i == 0 else (b, a)
         return self._bilinear(site, i, norm, own, other, batch)
@@ -217,16 +218,24 @@ def dense(constant: Constant, shape: tuple[int, ...], out: tuple[int, ...], side
     return operator if operator.out_shape == out else "the output shape does not follow from the operands"
 
 
-def by_rows(found: Range, x: Range, weight: Array) -> Range:
-    """Add what the norms of rows say: ``row(xW) <= row(x) |W|_2``, ``|xW|_j <= row(x) |W_j|_2``, ``diameter <= D |W|_2``."""
+def _of_matrix(constant: Constant, i: int, norm: Norm, *, transposed: bool = False) -> VerifiedNorm:
+    """Norm of ``x -> x W`` (i = 0: the transpose of W acts on rows) or ``x -> W x`` (i = 1)."""
+    return matrix_norm(constant, norm, transposed=transposed != (i == 0))
+
+
+def by_rows(found: Range, x: Range, constant: Constant, weight: Array, *, transposed: bool = False, factor: float = 1.0) -> Range:
+    """Add what the norms of rows say: ``row(xW) <= row(x) |W|_2``, ``|xW|_j <= row(x) |W_j|_2``, ``diameter <= D |W|_2``.
+
+    ``weight`` is the stored matrix (or its transpose) times ``factor`` >= 0.
+    """
     known = min(x.row, x.diameter)
     if not math.isfinite(known):
         return found
     each = _column_norms(weight)
-    verified = norm_gain(Dense(weight, (1, weight.shape[0]), side="right"), "l2")
-    if not isinstance(verified, Finite) or not np.all(np.isfinite(each)):
+    verified = _of_matrix(constant, 0, "l2", transposed=transposed).upper
+    if not verified.is_finite or not np.all(np.isfinite(each)):
         return found
-    size = float(verified.slope)
+    size = float(verified * Upper(factor))
     result = found.replace(diameter=_times(x.diameter, size))
     if not math.isfinite(x.row):
         return result
@@ -321,9 +330,10 @@ class Gemm(_Product):
         x, operator = xs[i], self._side(site, i)
         if x is not None and not isinstance(operator, str):
             found = self.image(site, operator, x)
-            matrix = self._matrix(site, 1 - i)
-            if i == 0 and not isinstance(matrix, str):
-                found = by_rows(found, x, matrix)
+            matrix, constant = self._matrix(site, 1 - i), site.constant(1)
+            if i == 0 and not isinstance(matrix, str) and constant is not None:
+                alpha = abs(float(site.attr("alpha", 1.0)))
+                found = by_rows(found, x, constant, matrix, transposed=bool(site.attr("transB", 0)), factor=alpha)
         else:
             a, b = self._operands(site, xs)
             found = self._product_range(a, b, shape, shape)
@@ -345,11 +355,12 @@ class Gemm(_Product):
             beta = Upper(abs(float(site.attr("beta", 1.0))))
             return Finite(beta * repeat_factor(math.prod(shape) // size if size else 0, norm), method="copies of C")
         alpha = Upper(abs(float(site.attr("alpha", 1.0))))
-        matrix = self._stored(site, 1 - i)
+        matrix, constant = self._stored(site, 1 - i), site.constant(1 - i)
         if not isinstance(matrix, str):
-            rows = site.shape(i)[::-1] if site.attr("transA" if i == 0 else "transB", 0) else site.shape(i)
-            operator = Dense(matrix, rows, side="right" if i == 0 else "left")
-            found = norm_gain(operator, norm, site.node.inputs[1 - i], site.node.name)
+            if math.prod(site.shape(i)) == 0 or constant is None:
+                return Finite(ZERO, method="empty")
+            known = _of_matrix(constant, i, norm, transposed=bool(site.attr("transB" if i == 0 else "transA", 0)))
+            found = norm_gain(known, norm, site.node.inputs[1 - i], site.node.name)
         else:
             a, b = self._operands(site, xs)
             own, other = (a, b) if i == 0 else (b, a)

@@ -31,21 +31,41 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Moving:
-    """A source of a shape with elements in [lo, hi]."""
+    """A source of a shape with elements in [lo, hi]; or, with ``row``, whose rows have at most that norm.
+
+    Two rows of one sample are then at most ``row / 2`` apart, and with ``centred`` every row sums to zero.
+    """
 
     shape: tuple[int, ...]
     lo: float = -math.inf
     hi: float = math.inf
     name: str = ""
+    row: float = math.inf
+    centred: bool = False
 
     def sample(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        if math.isfinite(self.row):
+            common = _ball(rng, (self.shape[0], *(1,) * (len(self.shape) - 2), self.shape[-1]), self.centred) * self.row * 0.75
+            return common + _ball(rng, self.shape, self.centred) * (self.row * 0.25)
         lo, hi = max(self.lo, -3.0), min(self.hi, 3.0)
         if rng.random() < 0.3:  # corners
             return np.where(rng.random(self.shape) < 0.5, float(lo), float(hi))
         return rng.uniform(lo, hi, self.shape)
 
     def range(self) -> Range:
+        if math.isfinite(self.row):
+            top = np.asarray(self.row * (1 + ROUNDING))
+            return Range(self.shape, -top, top, row=float(top), diameter=float(top) / 2, zero_mean=self.centred)
         return Range(self.shape, np.asarray(float(self.lo)), np.asarray(float(self.hi)))
+
+
+def _ball(rng: np.random.Generator, shape: tuple[int, ...], centred: bool) -> NDArray[np.float64]:
+    """Rows in (often on the boundary of) the unit ball."""
+    x = rng.normal(size=shape)
+    if centred:
+        x = x - x.mean(axis=-1, keepdims=True)
+    size = np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.where(size > 1e-9, x / np.maximum(size, 1e-9), 0.0) * rng.choice([0.3, 1.0])
 
 
 Argument = Moving | np.ndarray | None
@@ -77,7 +97,7 @@ class One:
         kind = TensorProto.FLOAT if self.float32 else TensorProto.DOUBLE
         inputs: dict[str, Any] = {}
         for name, arg in zip(self.names, self.args, strict=True):
-            if arg is not None:
+            if arg is not None and name not in inputs:
                 stored = not isinstance(arg, Moving) and arg.dtype != np.float64
                 inputs[name] = helper.make_tensor_value_info(
                     name, helper.np_dtype_to_tensor_dtype(arg.dtype) if stored else kind, arg.shape
@@ -150,7 +170,7 @@ class One:
 
     def joint(self, norm: Norm) -> tuple[Upper, Upper]:
         """Slope and offset from all sources to output 0, through the partition calculus (one column per source)."""
-        return self.through({name: None for name in self.sources}, norm)
+        return self.through(dict.fromkeys(self.sources), norm)
 
     def through(self, cuts: Mapping[str, tuple[int, tuple[int, ...]] | None], norm: Norm) -> tuple[Upper, Upper]:
         """As :meth:`joint`, each source cut along an axis into parts (a column for every part of every source)."""

@@ -39,6 +39,8 @@ class Draw:
         if away:
             lo = self.pick(0.5, 1.0)
             return Moving(shape, lo, lo + self.pick(0.5, 3.0), name)
+        if len(shape) >= 2 and self.rng.random() < 0.25:
+            return Moving(shape, name=name, row=self.pick(0.5, 2.0), centred=bool(self.int(0, 1)))
         lo, hi = self.pick((-1.0, 1.0), (-2.0, 0.5), (0.0, 2.0), (-math.inf, math.inf), (0.25, 3.0), (-3.0, -1.0))
         return Moving(shape, lo, hi, name)
 
@@ -118,7 +120,8 @@ def movement(d: Draw) -> One:
         return One(op, [x, i64([d.int(1, 3) for _ in shape])])
     if op == "Slice":
         ends = [(d.int(-n - 1, n), d.int(-n - 1, n + 2), d.pick(1, 1, 2, -1, -2)) for n in shape]
-        return One(op, [x, *(i64(list(part)) for part in zip(*ends, strict=True))][:3] + [i64(range(rank)), i64([e[2] for e in ends])])
+        starts, stops, steps = (i64(list(part)) for part in zip(*ends, strict=True))
+        return One(op, [x, starts, stops, i64(range(rank)), steps])
     if op == "Pad":
         mode = d.pick("constant", "edge", "reflect", "wrap")
         pads = [d.int(0, max(0, n - 1)) for n in (*shape, *shape)]
@@ -308,8 +311,8 @@ def weight(s: float, mode: str, a: float = -0.75) -> float:
 FAMILIES = [sums, products, masks, movement, scatter, reductions, order, pooling, convolution, matrices, normalization, resizing]
 # Affine in each single source with the others held at 0 or anywhere: the Jacobian is the whole truth.
 LINEAR = {
-    "Add", "Sub", "Sum", "Mean", "Transpose", "Reshape", "Expand", "Tile", "Slice", "Gather", "GatherElements", "Trilu", "Flatten", "Concat",
-    "ReduceSum", "ReduceMean", "CumSum", "AveragePool", "BatchNormalization",
+    "Add", "Sub", "Sum", "Mean", "Transpose", "Reshape", "Expand", "Tile", "Slice", "Gather", "GatherElements", "Trilu", "Flatten",
+    "Concat", "ReduceSum", "ReduceMean", "CumSum", "AveragePool", "BatchNormalization",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ __all__ = ["CERTIFIED", "MEASURED", "gains", "interval", "profile"]
 CERTIFIED = "#5b8fc7"
 MEASURED = "#c8641b"
 _GRID = "#8a8f98"
-_LABEL = 38
+_LABEL = 40
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _end(at: float, fill: str, name: str) -> Markup:
 
 
 def _end_label(words: str, at: float, other: float, y: float) -> Markup:
-    anchor = "start" if at < 0.15 else "end" if at > 0.85 else "end" if at < other else "start"
+    anchor = "start" if at < 0.22 else "end" if at > 0.78 else "end" if at < other else "start"
     if other in (0.0, 1.0):
         anchor = "start" if at < 0.5 else "end"
     return text(words, percent(at), y, anchor=anchor)
@@ -128,7 +128,7 @@ def gains(regions: Sequence[Region]) -> Markup | None:
     if not points:
         return None
     axis = Axis.over([0.0, *points], 7)
-    row, top = 40.0, 24.0
+    row, top = 42.0, 24.0
     bottom = top + row * len(regions)
     parts = list(_grid(axis, top, bottom))
     for i, region in enumerate(regions):
@@ -147,11 +147,11 @@ def _row(region: Region, axis: Axis, y: float) -> Markup:
     ]
     above, below = region.certified.log10, region.measured.log10
     if above is not None:
-        parts.append(_bar(one, axis.at(above), y + 21, 13, CERTIFIED, "certified", 0.6))
+        parts.append(_bar(one, axis.at(above), y + 23, 13, CERTIFIED, "certified", 0.6))
     elif region.certified.status != "finite":
-        parts.append(_open_bar(one, y + 21))
+        parts.append(_open_bar(one, y + 23))
     if below is not None:
-        parts.append(_mark(axis.at(below), y + 18, 19))
+        parts.append(_mark(axis.at(below), y + 20, 19))
     return element("g", {}, parts)
 
 

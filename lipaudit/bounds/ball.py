@@ -7,7 +7,7 @@ operation takes on the operands, as far as it is defined there. An infinite end 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ _LARGE: Any = arb(2) ** 40
 
 
 @contextmanager
-def precision(bits: int) -> Iterator[None]:
+def precision(bits: int) -> Generator[None, None, None]:
     """Evaluate with more bits. Process-wide: for proofs, not inside threads."""
     before = ctx.prec
     ctx.prec = bits

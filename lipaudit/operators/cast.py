@@ -73,7 +73,9 @@ class Cast(Rule):
         if target not in _SPACING or not size < grid.hi:
             return grid.gap
         bits, finest = _SPACING[target]
-        return 2.0 ** max(finest, math.frexp(size)[1] - 1 - bits) if size > 0 else 2.0**finest
+        mantissa, exponent = math.frexp(size)
+        binade = exponent - (2 if mantissa == 0.5 else 1)  # a power of two is the end of its binade
+        return 2.0 ** max(finest, binade - bits) if size > 0 else 2.0**finest
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """The identity, truncated ends, 0 and 1, or the ends widened by a gap."""

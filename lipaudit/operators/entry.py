@@ -19,7 +19,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A TOML table; an unknown key is an error that names it."""
 
 
-class Argument(Table):
+class Argument(Table, frozen=True):
     """An input of a ``[[check]]``: a stored tensor (``value``), or one of a ``shape`` whose elements lie in [lo, hi].
 
     The latter depends on a source unless it is ``still``. An argument of dtype "" is omitted.
@@ -33,7 +33,7 @@ class Argument(Table):
     still: bool = False
 
 
-class Check(Table):
+class Check(Table, frozen=True):
     """An example with a known answer, run by the generic tests.
 
     ``on`` is the interval of the only input of a scalar operator; a structured one lists ``inputs``. ``gain`` and ``offset``
@@ -54,7 +54,7 @@ class Check(Table):
     why: str = ""
 
 
-class Case(Table):
+class Case(Table, frozen=True):
     """What differs for some attributes or versions; the first case that applies wins.
 
     ``when`` is a comparison of formulas ("alpha < 0"), ``before`` a version ("before opset 6"), ``attrs`` exact values. The
@@ -77,7 +77,7 @@ class Case(Table):
     jump_at: list[str] | None = None
 
 
-class Entry(Table):
+class Entry(Table, frozen=True):
     """One operator.
 
     Attributes

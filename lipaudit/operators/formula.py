@@ -11,18 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from lipaudit.bounds.ball import Ball
 
 __all__ = ["Condition", "Formula", "Real", "parse", "parse_condition"]
 
 _UNARY = frozenset({
-    "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc", "exp", "floor", "log", "round", "sigmoid", "sign",
-    "sin", "sinh", "softplus", "sqrt", "tan", "tanh",
+    "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc", "exp", "floor", "log", "round", "sigmoid",
+    "sign", "sin", "sinh", "softplus", "sqrt", "tan", "tanh",
 })  # fmt: skip
 _SMOOTH_TAILS = frozenset({"erf", "erfc", "exp", "sigmoid", "softplus", "tanh"})
-_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?(?:\(\d+\))?|\.\d+)|([A-Za-z_]\w*)|(\*\*|<=|>=|==|[-+*/^(),<>]))")
+_NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?(?:\(\d+\))?|\.\d+"
+_TOKEN = re.compile(rf"\s*(?:({_NUMBER})|([A-Za-z_]\w*)|(\*\*|<=|>=|==|[-+*/^(),<>]))")
 _DEPTH = 60
 _LENGTH = 500
 
@@ -37,13 +38,21 @@ class Real(Protocol):
     def __neg__(self) -> Self: ...
     def __pow__(self, exponent: int, /) -> Self: ...
     def __abs__(self) -> Self: ...
-    def maximum(self, other: Self, /) -> Self: ...
-    def minimum(self, other: Self, /) -> Self: ...
+
+    def maximum(self, other: Self, /) -> Self:
+        """max(x, y)."""
+        ...
+
+    def minimum(self, other: Self, /) -> Self:
+        """min(x, y)."""
+        ...
+
     @staticmethod
-    def select(test: T, negative: T, positive: T, /) -> T: ...
+    def select(test: Any, negative: Any, positive: Any) -> Any:
+        """``negative`` where the test is < 0, ``positive`` where it is > 0, both where it is open."""
+        ...
 
 
-T = TypeVar("T")
 R = TypeVar("R", bound=Real)
 
 

@@ -39,7 +39,7 @@ class Clip(Elementwise):
         if site.node.version < 11 and site.node.version:
             # Before opset 6 the defaults are the ends of float32, in the schema of each version.
             lo, hi = float(site.attr("min", -math.inf)), float(site.attr("max", math.inf))
-            return (np.asarray(lo),) * 2, (np.asarray(hi),) * 2
+            return (np.asarray(lo), np.asarray(lo)), (np.asarray(hi), np.asarray(hi))
         found: list[interval.Interval] = []
         for i, absent in ((1, -math.inf), (2, math.inf)):
             bound = xs[i] if i < len(xs) else None
@@ -92,8 +92,9 @@ class PRelu(Elementwise):
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Positive part as it is, negative part by corners."""
         x, s = operand(site, 0, self._given(site, xs, 0)), operand(site, 1, self._given(site, xs, 1))
-        above = interval.maximum(x, (np.asarray(0.0),) * 2)
-        below = interval.multiply(interval.minimum(x, (np.asarray(0.0),) * 2), s)
+        zero = (np.asarray(0.0), np.asarray(0.0))
+        above = interval.maximum(x, zero)
+        below = interval.multiply(interval.minimum(x, zero), s)
         lo = np.where(x[0] >= 0, above[0], np.where(x[1] <= 0, below[0], np.minimum(above[0], below[0])))
         hi = np.where(x[0] >= 0, above[1], np.where(x[1] <= 0, below[1], np.maximum(above[1], below[1])))
         first = xs[0]

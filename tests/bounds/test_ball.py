@@ -29,7 +29,10 @@ DOMAIN = {"log": (0.01, 20), "sqrt": (0.01, 20), "acosh": (1.01, 20), "atanh": (
 
 def contains(ball: Ball, x: Any) -> bool:
     """``ball`` widened by the printing error of its own ends contains x."""
-    lo, hi = (mpmath.mpf(end.str(45, radius=False)) if end.is_finite() else mpmath.mpf("inf") * (1 if end > 0 else -1) for end in (ball.lo, ball.hi))
+    lo, hi = (
+        mpmath.mpf(end.str(45, radius=False)) if end.is_finite() else mpmath.mpf("inf") * (1 if end > 0 else -1)
+        for end in (ball.lo, ball.hi)
+    )
     slack = mpmath.mpf(10) ** -40 * (1 + abs(x))
     return bool(lo - slack <= x <= hi + slack)
 
@@ -73,7 +76,16 @@ def test_arithmetic_contains_the_exact_result(a: float, b: float, c: float, d: f
     q = min(c, d) + (max(c, d) - min(c, d)) * j / 4
     p, q = min(max(p, min(a, b)), max(a, b)), min(max(q, min(c, d)), max(c, d))
     u, v = mpmath.mpf(p), mpmath.mpf(q)
-    pairs = [(x + y, u + v), (x - y, u - v), (x * y, u * v), (abs(x), abs(u)), (x**2, u**2), (x**3, u**3), (x.maximum(y), max(u, v)), (x.minimum(y), min(u, v))]
+    pairs = [
+        (x + y, u + v),
+        (x - y, u - v),
+        (x * y, u * v),
+        (abs(x), abs(u)),
+        (x**2, u**2),
+        (x**3, u**3),
+        (x.maximum(y), max(u, v)),
+        (x.minimum(y), min(u, v)),
+    ]
     pairs.append((Ball.select(x, y, x), v if p < 0 else u))
     if q != 0:
         pairs.append((x / y, u / v))

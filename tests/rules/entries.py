@@ -126,7 +126,9 @@ def site_of(entry: Entry, check: Check) -> tuple[Site, list[Range | None]]:
     names = tuple(f"x{i}" if argument.dtype else "" for i, argument in enumerate(arguments))
     given = [argument if argument.dtype else None for argument in arguments]
     stored = [Constant.of(name, _array(a)) if a and a.value is not None else None for name, a in zip(names, given, strict=True)]
-    inputs = tuple(None if a is None else (c.value if c else Value(n, a.dtype, a.shape)) for n, a, c in zip(names, given, stored, strict=True))
+    inputs = tuple(
+        None if a is None else (c.value if c else Value(n, a.dtype, a.shape)) for n, a, c in zip(names, given, stored, strict=True)
+    )
     version = check.version or (versions(entry.op)[-1] if versions(entry.op) else 0)
     version = max((v for v in versions(entry.op) if v <= version), default=version)
     attrs = {name: tuple(value) if isinstance(value, list) else value for name, value in check.attrs.items()}

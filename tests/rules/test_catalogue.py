@@ -20,13 +20,15 @@ from lipaudit.resources import rules_dir
 from tests.rules.entries import CATALOGUE, CUSTOM, KINDS, SCALAR, schema_domain, versions
 
 # Counted over 110 real models and 70 exports, most frequent first.
-FREQUENT = """
-    Add Reshape MatMul Transpose Relu Conv Mul Concat Gather Gemm Slice Unsqueeze Softmax Cast Div Shape ConstantOfShape Sigmoid Where
-    LayerNormalization Expand Flatten Equal MaxPool ReduceMean Sub Identity Pow And Squeeze Sqrt Tanh Erf Split BatchNormalization Range
-    Neg IsNaN AveragePool ReduceSum GatherND Attention Pad Resize GlobalAveragePool DequantizeLinear Clip Gelu LSTM ConvTranspose Cos
-    Reciprocal Not Greater GreaterOrEqual Sin QuantizeLinear MatMulInteger DynamicQuantizeLinear Less ArgMax Dropout Exp LessOrEqual
-    RMSNormalization Log
-""".split()  # fmt: skip
+FREQUENT = [
+    "Add", "Reshape", "MatMul", "Transpose", "Relu", "Conv", "Mul", "Concat", "Gather", "Gemm", "Slice", "Unsqueeze", "Softmax",
+    "Cast", "Div", "Shape", "ConstantOfShape", "Sigmoid", "Where", "LayerNormalization", "Expand", "Flatten", "Equal", "MaxPool",
+    "ReduceMean", "Sub", "Identity", "Pow", "And", "Squeeze", "Sqrt", "Tanh", "Erf", "Split", "BatchNormalization", "Range",
+    "Neg", "IsNaN", "AveragePool", "ReduceSum", "GatherND", "Attention", "Pad", "Resize", "GlobalAveragePool",
+    "DequantizeLinear", "Clip", "Gelu", "LSTM", "ConvTranspose", "Cos", "Reciprocal", "Not", "Greater", "GreaterOrEqual", "Sin",
+    "QuantizeLinear", "MatMulInteger", "DynamicQuantizeLinear", "Less", "ArgMax", "Dropout", "Exp", "LessOrEqual",
+    "RMSNormalization", "Log",
+]  # fmt: skip
 # Operators of early versions that onnx no longer ships a schema for.
 RETIRED = {"ai.onnx::Affine", "ai.onnx::ParametricSoftplus", "ai.onnx::ScaledTanh", "ai.onnx::SimplifiedLayerNormalization"}
 

@@ -79,7 +79,11 @@ def test_defaults_of_old_versions_are_used() -> None:
     entry = CATALOGUE.entries["ai.onnx::Selu"]
     slopes = []
     for version in (1, 6):
-        defaults = {name: helper.get_attribute_value(a.default_value) for name, a in onnx.defs.get_schema("Selu", version, "").attributes.items() if a.default_value.name}
+        defaults = {
+            name: helper.get_attribute_value(a.default_value)
+            for name, a in onnx.defs.get_schema("Selu", version, "").attributes.items()
+            if a.default_value.name
+        }
         law = law_of(entry, defaults, version)
         assert isinstance(law, Law)
         slopes.append(float(law.slope.magnitude()))

@@ -13,16 +13,21 @@ from lipaudit.operators.law import Law
 from lipaudit.operators.proof import prove, prove_contraction, prove_range, prove_slope
 from tests.rules.entries import CATALOGUE, is_step, laws, named
 
+
 def key(law: Law) -> str:
     """Equal for entries that say the same."""
     assert law.formula is not None
-    return repr((law.formula.text, {**law.names}, *(getattr(law, name) for name in Law.__dataclass_fields__ if name not in ("formula", "names"))))
+    return repr(
+        (law.formula.text, {**law.names}, *(getattr(law, name) for name in Law.__dataclass_fields__ if name not in ("formula", "names")))
+    )
 
 
 LAWS = [pytest.param(kind, law, id=named(kind, attributes)) for kind, attributes, law in laws()]
 SMOOTH = [param for param in LAWS if not is_step(param.values[1])]
 # Of a family whose members differ by a scale, one is enough: |f(x)| <= |x| scales.
-CONTRACTING = list({param.values[1].formula.text: param for param in reversed(SMOOTH) if CATALOGUE.entries[param.values[0]].contracts}.values())
+CONTRACTING = list(
+    {param.values[1].formula.text: param for param in reversed(SMOOTH) if CATALOGUE.entries[param.values[0]].contracts}.values()
+)
 # The ends of the interval of cubic terms where the slopes of a spelled-out GELU are claimed: proved, but not sharp there.
 SLACK = [param for param in SMOOTH if param.values[0] == "lipaudit::Gelu" and "b" in param.values[1].names and "0.79" not in param.id]
 SHARP = [param for param in SMOOTH if param not in SLACK]

@@ -22,6 +22,7 @@ from lipaudit.operators.broadcast import (
     operand,
     operand_diameter,
     operand_rows,
+    precise,
     same,
 )  # fmt: skip
 from lipaudit.operators.flow import Flow
@@ -57,7 +58,8 @@ class Sums(Elementwise):
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Interval sum; rows add, diameters add (a term that is the same for all rows drops out)."""
-        terms = [(i, x) for i, x in enumerate(xs) if x is not None and same(site, i) == i and self._coefficient(site, i) != 0]
+        used = [i for i, x in enumerate(xs) if x is not None and same(site, i) == i and self._coefficient(site, i) != 0]
+        terms = [(i, precise(site, i, xs[i])) for i in used]
         mean = Fraction(1, len(site.node.inputs)) if site.node.op == "Mean" else Fraction(1)
         shape = site.out_shape()
         sum_: interval.Interval = (np.asarray(0.0), np.asarray(0.0))
@@ -136,8 +138,7 @@ class Mul(Elementwise):
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Corners; ``R <= min(R_x max|y|, max|x| R_y)``; the diameter scales with a factor that is common to all rows."""
-        x, y = xs
-        assert x is not None and y is not None
+        x, y = (precise(site, i, x) for i, x in enumerate(xs))
         shape = site.out_shape()
         if site.node.inputs[0] == site.node.inputs[1]:
             lo, hi = interval.square(operand(site, 0, x))
@@ -161,8 +162,7 @@ class Mul(Elementwise):
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
         j = 1 - i
-        y = xs[j]
-        assert y is not None
+        y = precise(site, j, xs[j])
         lo, hi = operand(site, j, y)
         slope = group_norm(np.maximum(np.abs(lo), np.abs(hi)), site.out_shape(), copied_axes(site, i), norm)
         if norm == "l2" and copied_axes(site, i) == (len(site.out_shape()) - 1,):
@@ -200,8 +200,7 @@ class Div(Elementwise):
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Range of the output."""
-        x, y = xs
-        assert x is not None and y is not None
+        x, y = (precise(site, i, x) for i, x in enumerate(xs))
         shape = site.out_shape()
         if site.node.inputs[0] == site.node.inputs[1]:
             return (Range(shape, np.asarray(1.0), np.asarray(1.0), integral=True),)
@@ -224,8 +223,7 @@ class Div(Elementwise):
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
-        x, y = xs
-        assert x is not None and y is not None
+        x, y = (precise(site, i, x) for i, x in enumerate(xs))
         if not self._real(site):
             return Unknown("integer division truncates")
         divisor = operand(site, 1, y)

@@ -16,11 +16,11 @@ from lipaudit.bounds.scalar import Norm, Upper, combine, repeat_factor
 from lipaudit.operators.base import Gain, Site, scaled
 from lipaudit.operators.flow import Flow, Row, flatten, merged, total
 from lipaudit.operators.interval import Interval
-from lipaudit.operators.range import Range, widen
+from lipaudit.operators.range import Range, exact, widen
 
 __all__ = [
-    "add_flows", "aligned_shape", "copied_axes", "copies", "lifted", "operand", "operand_diameter", "operand_rows", "root_sum", "same",
-    "stack_flows",
+    "add_flows", "aligned_shape", "copied_axes", "copies", "lifted", "operand",
+    "operand_diameter", "operand_rows", "precise", "root_sum", "same", "stack_flows",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -57,6 +57,16 @@ def _lined_up(array: Floats, site: Site, i: int) -> Floats:
     own, start = len(site.shape(i)), _start(site, i)
     after = len(site.out_shape()) - start - own
     return array.reshape((1,) * (start + own - array.ndim) + array.shape + (1,) * after)
+
+
+def precise(site: Site, i: int, x: Range | None) -> Range:
+    """The range of operand ``i`` element by element where it is stored (large constants come as their smallest and largest)."""
+    assert x is not None
+    constant = site.constant(i)
+    if constant is None or constant.fill is not None or constant.size <= 1 or x.lo.ndim or x.hi.ndim or x.is_point:
+        return x
+    found = exact(np.asarray(constant.array()))
+    return x if np.isnan(found.lo).any() else found
 
 
 def operand(site: Site, i: int, x: Range) -> Interval:

@@ -99,7 +99,7 @@ class Movement(Rule):
         low, high = self.fill(site, xs)
         integral = x.integral
         if self.has_fill(site):
-            integral = integral and float(low) == float(high) == math.floor(float(low))
+            integral = integral and float(low) == float(high) and float(low).is_integer()
         lo, hi = np.broadcast_arrays(x.lo, x.hi)
         if lo.ndim == 0 and (not self.has_fill(site) or (lo == low and hi == high)):
             moved = Range(shape, lo, hi, integral=integral)

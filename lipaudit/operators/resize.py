@@ -224,7 +224,8 @@ class Resize(Rule):
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """How parts move, see the class."""
         flow, gain, axes = flows[0], gains[0], self._axes(site)
-        if flow is None or gain is None or isinstance(axes, str) or len(flow.rows) == 1 or any(axis.axis == flow.axis for axis in axes):
+        whole = flow is None or len(flow.rows) == 1 or any(other is not None for other in flows[1:])
+        if flow is None or gain is None or whole or isinstance(axes, str) or any(axis.axis == flow.axis for axis in axes):
             return super().flow(site, flows, gains, norm)
         return (scaled(site, flow, gain, norm, keep_parts=True),)
 

@@ -114,10 +114,7 @@ class One:
     def run(self, xs: Mapping[str, NDArray[np.float64]]) -> list[NDArray[np.float64]]:
         if self.function is not None:
             return self.function(xs)
-        feed = dict(xs)
-        for name, arg in zip(self.names, self.args, strict=True):
-            if isinstance(arg, np.ndarray):
-                feed[name] = arg
+        feed = {**xs, **{name: arg for name, arg in zip(self.names, self.args, strict=True) if isinstance(arg, np.ndarray)}}
         if self.float32:
             feed = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in feed.items()}
         return [np.asarray(y) for y in self.model.run(None, feed)]

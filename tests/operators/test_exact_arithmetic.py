@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lipaudit.operators.base import Finite, Unbounded, Unknown
+from lipaudit.operators.range import Range
 from tests.operators.onenode import NORMS, Moving, One
 
 R2, R3, R5, R6 = (math.sqrt(k) for k in (2, 3, 5, 6))
@@ -118,3 +119,12 @@ def test_row_norms(norm: str) -> None:
     assert one.rule.range(one.site, one.ranges)[0].row_norm() >= math.hypot(4, 4, 4, 4)
     product = One("Mul", [Moving((2, 4), -1, 1), np.array([2.0, 0, 0, 0])])
     assert 2 <= product.rule.range(product.site, product.ranges)[0].row_norm() <= 2.0001
+
+
+def test_large_constants_are_read_element_by_element() -> None:
+    """Their ranges arrive as smallest and largest element; a divisor of both signs still has no 0."""
+    constant = np.where(np.arange(70000) % 2 == 0, 2.0, -4.0)
+    one = One("Div", [Moving((70000,)), constant], shapes=((70000,),))
+    summary = Range((70000,), np.asarray(-4.0), np.asarray(2.0))
+    found = one.rule.gain(one.site, 0, "l2", [one.ranges[0], summary])
+    assert isinstance(found, Finite) and float(found.slope) == 0.5

@@ -161,3 +161,10 @@ def test_shapes_do_not_move() -> None:
     np.testing.assert_array_equal(found.rule.range(found.site, found.ranges)[0].lo, [3])
     assert One("Size", [x(2, 3)]).slope() == 0
     assert One("EyeLike", [x(2, 3)]).slope() == 0
+
+
+def test_infinite_fill_and_infinite_tables() -> None:
+    padded = One("Pad", [Moving((2,), 0, 1), i64(1, 1), np.array(-np.inf)])
+    np.testing.assert_array_equal(padded.rule.range(padded.site, padded.ranges)[0].lo, [-np.inf, 0, 0, -np.inf])
+    masked = One("Gather", [np.array([0.0, -np.inf]), Moving((2,), 0, 1)], shapes=((2,),))
+    assert isinstance(masked.gain(1), Unbounded)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lipaudit.bounds.ball import Ball
+from lipaudit.operators.elements import Elements
 from lipaudit.operators.law import Law
 from lipaudit.operators.proof import prove, prove_contraction, prove_range, prove_slope
-from tests.rules.entries import CATALOGUE, is_step, laws, named
+from tests.rules.entries import CATALOGUE, is_step, laws, named, number
 
 
 def key(law: Law) -> str:
@@ -127,6 +128,47 @@ def test_jumps_are_enough_and_not_1_percent_less(kind: str, law: Law) -> None:
 
 
 def _shifted(x: Any, side: int) -> Any:
-    from lipaudit.operators.elements import Elements
 
     return Elements.points(x + side * 2.0**-30)
+
+
+def test_slopes_of_a_spelled_out_gelu_hold_between_the_sampled_cubic_terms() -> None:
+    """The tanh form in u = a x with g = b/a^3: bounds that the entry uses for every g in [0.06, 0.08].
+
+    |d/dg f'(u)| <= 0.42 for all u, and for each small interval of g the turn and the extremum lie where the entry says.
+    """
+    nominal = Ball.of("0.044715") * Ball.pi() / Ball.of(2)
+    cells = np.linspace(-8, 8, 16001)
+    u = Elements(cells[:-1], cells[1:])
+    one, two, three, four = (Elements.constant(Ball.of(n)) for n in (1, 2, 3, 4))
+    for low in np.arange(60, 80):
+        g = Elements(np.asarray(low / 1000), np.asarray((low + 1) / 1000))
+        v = u + g * u**3
+        flat = one - v.tanh() ** 2
+        moves = u**3 * flat * (four - two * u * (one + three * g * u**2) * v.tanh()) / two
+        assert float(np.max(np.abs([moves.lo, moves.hi]))) <= 0.42
+    # Beyond 8: u^3 sech^2(v) (4 + 2 u (1 + 3 g u^2)) / 2 with sech^2(v) <= 4 e^(-2 v) and v >= u + 0.06 u^3 is less than 1e-20.
+    far = Ball.of(8)
+    assert (far**6 * Ball.of(4) * (-(Ball.of(2) * (far + Ball.of("0.06") * far**3))).exp()).below(Ball.of("1e-20"))
+    # q has the sign of f'', p that of f': the zero of each lies between its ends for every distance d = |g - nominal|.
+    ends = np.geomspace(1e-10, 0.0103, 1500)
+    d, least, largest = Elements(ends[:-1], ends[1:]), *(Elements.constant(nominal) for _ in range(2))
+    for side in (least - d, largest + d):
+        signs: dict[str, list[float]] = {"q": [], "p": []}
+        for way in (-1, 1):
+            turn = Elements.constant(number("1.13180244805117394034(1)")) + Elements.constant(Ball.of("1.2") * Ball.of(way)) * d
+            w, t = one + three * side * turn**2, (turn + side * turn**3).tanh()
+            signs["q"].append(_common_sign(one + two * three * side * turn**2 - turn * w**2 * t))
+            dip = Elements.constant(number("-0.60037735127023230357(1)")) + Elements.constant(Ball.of("0.6") * Ball.of(way)) * d
+            w, t = one + three * side * dip**2, (dip + side * dip**3).tanh()
+            signs["p"].append(_common_sign(one + t + dip * w * (one - t**2)))
+        assert signs == {"q": [1.0, -1.0], "p": [-1.0, 1.0]}
+    # The least value moves by at most |d/dg| = u^4 sech^2(v) / 2 at the extremum, which stays within 0.6 * 0.0103 of its place.
+    dip, g = Elements(np.asarray(-0.607), np.asarray(-0.594)), Elements(np.asarray(0.06), np.asarray(0.08))
+    assert float((dip**4 * (one - (dip + g * dip**3).tanh() ** 2) / two).hi) <= 0.06
+
+
+def _common_sign(x: Elements) -> float:
+    if np.all(x.lo > 0):
+        return 1.0
+    return -1.0 if np.all(x.hi < 0) else 0.0

@@ -62,9 +62,7 @@ class _Block:
         return all(self.owner.get(name, own) == own for node in strand.nodes for name in self.roles.reads(node))
 
 
-def block(
-    roles: Roles, entries: frozenset[str], strands: list[Strand], fork: Draft | None, join: Node | None, *, level: int = 0
-) -> Draft:
+def block(roles: Roles, entries: frozenset[str], strands: list[Strand], fork: Draft | None, join: Node | None, *, level: int = 0) -> Draft:
     """Classify one block.
 
     ``fork`` is a node that only takes the entry apart (Split) and belongs to the block, ``join`` the node in which all paths meet
@@ -121,7 +119,9 @@ def _join(found: _Block, *nodes: Node) -> Draft:
 
 
 def _other(found: _Block, reason: str, *inner: Node) -> Draft:
-    return Draft("other", children=[*_leading(found.fork), *_parts(found.roles, found.strands, "part"), _join(found, *inner)], reason=reason)
+    return Draft(
+        "other", children=[*_leading(found.fork), *_parts(found.roles, found.strands, "part"), _join(found, *inner)], reason=reason
+    )
 
 
 # ---------------------------------------------------------------------- paths that cross
@@ -200,7 +200,11 @@ def _linear(found: _Block) -> Draft:
     """One leaf; a rotation of pairs by position (RoPE) is marked."""
     draft = Draft.flat("affine-block", [*_leading(found.fork), *(item for strand in found.strands for item in strand.items)], found.join)
     kinds = [node.kind for node in draft.own]
-    if kinds.count("ai.onnx::Mul") >= 2 and any(kind in _ROTATING for kind in kinds) and not any(map(found.roles.is_weight_layer, draft.own)):
+    if (
+        kinds.count("ai.onnx::Mul") >= 2
+        and any(kind in _ROTATING for kind in kinds)
+        and not any(map(found.roles.is_weight_layer, draft.own))
+    ):
         draft.facts["rotary"] = True
     return draft
 
@@ -284,9 +288,6 @@ def _concatenation(found: _Block) -> Draft:
 def _attention(found: _Block) -> Draft:
     """Queries, keys and values by the operand that they end in."""
     labels = dict(zip(found.join.inputs, ("query", "key", "value", "bias"), strict=False))
-    children: list[Draft] = []
-    for strand in found.strands:
-        if strand.items:
-            children.append(sequence(found.roles, strand.items).as_role(labels.get(strand.tail, "input")))
+    children = [sequence(found.roles, strand.items).as_role(labels.get(strand.tail, "input")) for strand in found.strands if strand.items]
     core = Draft("attention-core", (found.join,), role="core")
     return Draft("attention", children=[*_leading(found.fork), *children, core])

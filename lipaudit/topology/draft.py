@@ -30,7 +30,7 @@ class Draft:
     def nodes(self) -> list[Node]:
         """All nodes, in the order of the leaves."""
         found: list[Node] = []
-        stack = [self]
+        stack: list[Draft] = [self]
         while stack:
             draft = stack.pop()
             found.extend(draft.own)

@@ -82,7 +82,9 @@ def _residual(roles: Roles, draft: Draft) -> dict[str, Any]:
     pre = any(_begins_with_norm(roles, branch) for branch in branches)
     post = bool(draft.facts.pop("post", False))
     if join.kind in SKIP_NORMALIZATIONS:
-        carried = len(join.outputs) > 3 and bool(join.outputs[3]) and bool(roles.graph.consumers.get(join.outputs[3]))
+        carried = (len(join.outputs) > 3 and bool(roles.graph.consumers.get(join.outputs[3]))) or any(
+            map(roles.is_carried_sum, join.inputs[:2])
+        )
         pre, post = pre or carried, not carried
     scale = max((_factor(roles, branch) for branch in branches), default=1.0)
     return {
@@ -163,7 +165,11 @@ def _is_zero(roles: Roles, branch: Draft, join: Node) -> bool:
                 return False
         elif roles.is_weight_layer(node):
             operand = 1 if node.inputs[0] in roles.moving else 0
-            return node.kind in ("ai.onnx::Conv", "ai.onnx::ConvTranspose", "ai.onnx::Gemm", "ai.onnx::MatMul") and zero(node.inputs[operand]) and absent(node, 2)
+            return (
+                node.kind in ("ai.onnx::Conv", "ai.onnx::ConvTranspose", "ai.onnx::Gemm", "ai.onnx::MatMul")
+                and zero(node.inputs[operand])
+                and absent(node, 2)
+            )
     return False
 
 
@@ -198,15 +204,16 @@ def _attention(roles: Roles, draft: Draft) -> dict[str, Any]:
 def _heads(node: Node, query: tuple[int, ...] | None) -> tuple[int | None, int | None]:
     """Number of heads and their width, from the attributes or the layout [.., heads, tokens, width]."""
     count = node.attrs.get("num_heads") or node.attrs.get("q_num_heads")
-    if query is None:
+    dims = list(query or ())
+    if not dims:
         return (int(count) if count else None), None
-    if count and len(query) <= 3:
-        width = query[-1]
+    if count and len(dims) <= 3:
+        width = dims[-1]
         if node.op in ("Attention", "QAttention") and node.domain == "com.microsoft":
             sizes = node.attrs.get("qkv_hidden_sizes")
             width = int(sizes[0]) if sizes else width
         return int(count), width // int(count)
-    return (query[-3] if len(query) > 3 else 1), query[-1]
+    return (dims[-3] if len(dims) > 3 else 1), dims[-1]
 
 
 def _norm_behind(roles: Roles, name: str) -> str | None:
@@ -231,7 +238,9 @@ def _norm_behind(roles: Roles, name: str) -> str | None:
 
 def _stack(draft: Draft) -> dict[str, Any]:
     """Facts over the residual blocks of a stack."""
-    blocks = [item for layer in draft.children for item in ([layer] if layer.kind == "residual" else layer.children) if item.kind == "residual"]
+    blocks = [
+        item for layer in draft.children for item in ([layer] if layer.kind == "residual" else layer.children) if item.kind == "residual"
+    ]
     facts = [block.facts["residual"] for block in blocks]
     positions = {fact["norm_position"] for fact in facts}
     drift = 0.0

@@ -110,7 +110,7 @@ def _without_twins(graph: Graph, nodes: list[Node], claimed: Mapping[str, str]) 
     kept: list[Node] = []
     for node in reversed(nodes):
         readers = [user for name in node.outputs for user in graph.consumers.get(name, ())]
-        dead = bool(readers) and not node.domain == "lipaudit" and not any(name in read for name in node.outputs)
+        dead = bool(readers) and node.domain != "lipaudit" and not any(name in read for name in node.outputs)
         if dead and all(user.name in owner for user in readers):
             owner[node.name] = owner[readers[0].name]
             twins.setdefault(owner[node.name], []).extend(node.covers or (node.name,))

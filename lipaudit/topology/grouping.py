@@ -125,11 +125,11 @@ def _has_weights(roles: Roles, item: Draft) -> bool:
 
 
 def _affine_chains(roles: Roles, items: Sequence[Draft]) -> list[Draft]:
-    """Maximal runs of linear nodes."""
+    """Maximal runs of linear nodes; a layer with dynamic quantization is one of them."""
     found: list[Draft] = []
     run: list[Draft] = []
     for item in items:
-        if _is_linear_leaf(roles, item):
+        if _is_linear_leaf(roles, item) or (item.kind == "quantized" and len(item.own) > 1):
             run.append(item)
             continue
         if run:

@@ -52,9 +52,7 @@ def check(topology: Topology) -> None:
         reads = {name for node in region.nodes for name in (*nodes[node].inputs, *graph.captured_by(nodes[node])) if name in moves}
         if set(region.entries) != reads - made:
             raise InternalError("its entries are not what it reads from outside", where=region.path)
-        leaving = {
-            name for name in made if name in graph.outputs or any(user.name not in inside for user in graph.consumers.get(name, ()))
-        }
+        leaving = {name for name in made if name in graph.outputs or any(user.name not in inside for user in graph.consumers.get(name, ()))}
         if leaving and (region.exit not in leaving or set(region.facts.get("exits", [region.exit])) != leaving):
             raise InternalError("its exits are not what is read outside", where=region.path)
     order = {node.name: i for i, node in enumerate(topology.simplified.nodes)}

@@ -24,29 +24,46 @@ def _microsoft(*ops: str) -> frozenset[str]:
 ATTENTION = (
     _onnx("Attention")
     | {"lipaudit::Attention"}
-    | _microsoft("Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MultiHeadAttention", "PackedAttention", "QAttention")
+    | _microsoft(
+        "Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MultiHeadAttention", "PackedAttention", "QAttention"
+    )
 )
 SKIP_NORMALIZATIONS = _microsoft("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 NORMALIZATIONS = (
-    _onnx("GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "LRN", "MeanVarianceNormalization", "RMSNormalization")
-    | {"lipaudit::Normalization", "ai.onnx::SimplifiedLayerNormalization", "com.microsoft::SimplifiedLayerNormalization", "com.microsoft::GroupNorm"}
+    _onnx(
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LpNormalization",
+        "LRN",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+    )
+    | {
+        "lipaudit::Normalization",
+        "ai.onnx::SimplifiedLayerNormalization",
+        "com.microsoft::SimplifiedLayerNormalization",
+        "com.microsoft::GroupNorm",
+    }
     | SKIP_NORMALIZATIONS
 )
 RECURRENT = _onnx("LSTM", "GRU", "RNN") | _microsoft("DynamicQuantizeLSTM")
 ACTIVATIONS = (
     _onnx(
-        "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "LeakyRelu", "LogSoftmax", "Mish", "PRelu",
-        "Relu", "Selu", "Shrink", "Sigmoid", "Sin", "Cos", "Softmax", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
+        "Abs", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "LeakyRelu", "LogSoftmax", "Mish",
+        "PRelu", "Relu", "Selu", "Shrink", "Sigmoid", "Sin", "Cos", "Softmax", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
     )
     | {"lipaudit::Gelu", "lipaudit::HardSwish"}
     | _microsoft("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "QLinearSigmoid", "QLinearLeakyRelu")
 )  # fmt: skip
 SATURATING = _onnx("HardSigmoid", "Sigmoid", "Softsign")
 _POOLING = _onnx("GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool", "ReduceMax", "RoiAlign")
-_AVERAGES = _onnx("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum") | _microsoft("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean")
+_AVERAGES = _onnx("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum") | _microsoft(
+    "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean"
+)
 _REARRANGEMENTS = _onnx(
-    "Cast", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "Slice",
-    "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Cast", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherND", "Identity", "Pad", "Reshape",
+    "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 )  # fmt: skip
 _PERMUTATIONS = _onnx("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _QUANTIZERS = _onnx("QuantizeLinear", "DequantizeLinear")
@@ -58,8 +75,12 @@ _FIRST_OPERAND = (
 )
 _ANY_OPERAND = _onnx("Add", "Sub", "Sum", "Mul", "MatMul", "Gemm", "Where", "Einsum", "Mean") | _microsoft("FusedMatMul")
 _LINEAR_JOINS = _onnx("Add", "Sub", "Sum", "Concat", "Mean")
-_DENSE = _onnx("Gemm", "MatMul", "Einsum", "MatMulInteger", "QLinearMatMul") | _microsoft("FusedMatMul", "MatMulNBits", "FusedGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
-_CONVOLUTIONS = _onnx("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv") | _microsoft("FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv")
+_DENSE = _onnx("Gemm", "MatMul", "Einsum", "MatMulInteger", "QLinearMatMul") | _microsoft(
+    "FusedMatMul", "MatMulNBits", "FusedGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"
+)
+_CONVOLUTIONS = _onnx("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv") | _microsoft(
+    "FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv"
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,9 @@ class Roles:
     def is_shortcut(self, node: Node) -> bool:
         """Fit for a shortcut: linear, a quantised form of it, or a pooling."""
         single = len(self.reads(node)) == 1
-        return self.is_linear(node) or (single and (node.kind in _QUANTIZERS or node.kind in _CONVOLUTIONS or node.kind in _POOLING or node.kind in _AVERAGES))
+        return self.is_linear(node) or (
+            single and (node.kind in _QUANTIZERS or node.kind in _CONVOLUTIONS or node.kind in _POOLING or node.kind in _AVERAGES)
+        )
 
     def is_identity(self, node: Node) -> bool:
         """Carries its value unchanged up to order, type or quantisation."""
@@ -125,6 +148,11 @@ class Roles:
         if node.kind not in _DENSE:
             return False
         return sum(1 for name in node.inputs[:2] if name in self.moving) == 1 or node.kind not in _ANY_OPERAND
+
+    def is_carried_sum(self, name: str) -> bool:
+        """The sum that a fused residual normalization hands on beside its normalized output."""
+        maker = self.graph.producer.get(name)
+        return maker is not None and maker.kind in SKIP_NORMALIZATIONS and name in maker.outputs[3:]
 
     def is_average(self, node: Node) -> bool:
         """An average over positions."""

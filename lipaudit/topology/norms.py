@@ -122,7 +122,9 @@ def _root_type(simplified: Graph, node: Node) -> str:
         made = simplified.producer.get(stack.pop())
         if made is None or made.name not in covers:
             continue
-        if made.op in ("Sqrt", "ReduceL2") or (made.op == "Pow" and made.inputs[1] in simplified.constants and not _is_square(simplified, made)):
+        if made.op in ("Sqrt", "ReduceL2") or (
+            made.op == "Pow" and made.inputs[1] in simplified.constants and not _is_square(simplified, made)
+        ):
             return simplified.value(made.outputs[0]).dtype
         covers.discard(made.name)
         stack.extend(made.inputs)

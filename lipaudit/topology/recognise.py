@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,20 +45,22 @@ class Topology:
     node_facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def recognise(graph: Graph) -> Topology:
+def recognise(graph: Graph, sources: Sequence[Source] | None = None) -> Topology:
     """Find sources, fuse what patterns recognise, and build the tree of regions.
 
     Parameters
     ----------
     graph
         Simplified: static shapes, constants folded, no dead nodes.
+    sources
+        Where gains start; None finds them (:func:`find_sources`).
 
     Returns
     -------
     Topology
         Deterministic: equal graphs give equal trees. Near-linear in nodes and edges, without recursion.
     """
-    sources = find_sources(graph)
+    sources = find_sources(graph) if sources is None else tuple(sources)
     moves = moving(graph, sources)
     fused = fuse(graph, moves)
     still = moving(fused.graph, sources)

@@ -25,7 +25,9 @@ __all__ = ["DEEPEST", "Region", "build", "finish"]
 DEEPEST = 24
 """Chains nested deeper than this become one leaf: no reader follows them, and no tool recurses over them."""
 
-_COUNTED = frozenset({"affine-chain", "affine-block", "activation", "pooling", "quantized", "other", "join", "chain", "normalization", "recurrent"})
+_COUNTED = frozenset(
+    {"affine-chain", "affine-block", "activation", "pooling", "quantized", "other", "join", "chain", "normalization", "recurrent"}
+)
 _FORKS = frozenset({"Split", "DynamicQuantizeLinear"})
 """Nodes that only take a value apart: they belong to the block that puts the parts together."""
 
@@ -97,7 +99,11 @@ def _aside(roles: Roles, found: Trunk) -> tuple[list[Draft], list[Draft]]:
     for part in _connected(roles, found.aside):
         own = {name for node in part for name in node.outputs if name}
         starts = list(dict.fromkeys(name for node in part for name in roles.reads(node) if name not in own))
-        ends = [name for name in own if name in roles.graph.outputs or any(user.name not in {n.name for n in part} for user in _users(roles, name))]
+        ends = [
+            name
+            for name in own
+            if name in roles.graph.outputs or any(user.name not in {n.name for n in part} for user in _users(roles, name))
+        ]
         living = [node for node in part if node.name in useful]
         lost = [node for node in part if node.name not in useful]
         late = any(name in main for name in starts)

@@ -23,7 +23,8 @@ _SHAPE_ONLY = frozenset({"ai.onnx::Shape", "ai.onnx::Size"})
 _MOST_STEPS = 8
 _FUSED_EMBEDDINGS = frozenset({"com.microsoft::EmbedLayerNormalization"})
 _REARRANGING = frozenset(
-    f"ai.onnx::{op}" for op in ("Cast", "Concat", "Expand", "Identity", "Neg", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Split")
+    f"ai.onnx::{op}"
+    for op in ("Cast", "Concat", "Expand", "Identity", "Neg", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Split")
 )
 
 
@@ -178,7 +179,9 @@ def _only_multiplies(graph: Graph, name: str) -> bool:
                 fresh = [output for output in user.outputs if output and output not in seen]
                 seen.update(fresh)
                 stack.extend(fresh)
-            elif user.kind == "ai.onnx::Mul" and not any(other in graph.constants or other in seen for other in user.inputs if other != current):
+            elif user.kind == "ai.onnx::Mul" and not any(
+                other in graph.constants or other in seen for other in user.inputs if other != current
+            ):
                 factor = True
             else:
                 return False

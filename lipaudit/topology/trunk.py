@@ -40,7 +40,11 @@ def trunk(roles: Roles, nodes: Sequence[Node], sources: Sequence[str], outputs: 
     wanted = [name for name in dict.fromkeys(outputs) if name in roles.moving]
     down = _depths(nodes, lambda node: reads[node.name], lambda node: writes[node.name])
     ends, alive = _main(
-        wanted, lambda name: down.get(name, 0), lambda name: [producer[name]] if name in producer else [], lambda node: reads[node.name], roles
+        wanted,
+        lambda name: down.get(name, 0),
+        lambda name: [producer[name]] if name in producer else [],
+        lambda node: reads[node.name],
+        roles,
     )
     living = [node for node in nodes if node.name in alive]
     up = _depths(living[::-1], lambda node: writes[node.name], lambda node: reads[node.name])

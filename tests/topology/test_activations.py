@@ -39,9 +39,12 @@ def test_erf_gelu(spelling: str) -> None:
 
 GELU_TANH = {
     "pow": "p = Pow(x, three) q = Mul(p, k) r = Add(x, q) t = Mul(r, s) u = Tanh(t) v = Add(u, one) w = Mul(x, half) y = Mul(w, v)",
-    "products": "xx = Mul(x, x) p = Mul(xx, x) q = Mul(k, p) r = Add(q, x) t = Mul(s, r) u = Tanh(t) v = Add(one, u) w = Mul(v, half) y = Mul(x, w)",
-    "factored": "xx = Mul(x, x) q = Mul(xx, k) o = Add(q, one) r = Mul(x, o) t = Mul(s, r) u = Tanh(t) v = Add(one, u) w = Mul(v, x) y = Mul(w, half)",
-    "casts": "p = Pow(x, three) q = Mul(p, k) r = Add(x, q) t = Mul(r, s) c = Cast<to=1>(t) u = Tanh(c) v = Add(u, one) w = Mul(x, half) y = Mul(w, v)",
+    "products": "xx = Mul(x, x) p = Mul(xx, x) q = Mul(k, p) r = Add(q, x) t = Mul(s, r) u = Tanh(t) v = Add(one, u) "
+    "w = Mul(v, half) y = Mul(x, w)",
+    "factored": "xx = Mul(x, x) q = Mul(xx, k) o = Add(q, one) r = Mul(x, o) t = Mul(s, r) u = Tanh(t) v = Add(one, "
+    "u) w = Mul(v, x) y = Mul(w, half)",
+    "casts": "p = Pow(x, three) q = Mul(p, k) r = Add(x, q) t = Mul(r, s) c = Cast<to=1>(t) u = Tanh(c) v = Add(u, "
+    "one) w = Mul(x, half) y = Mul(w, v)",
 }
 
 
@@ -63,13 +66,17 @@ SELF_GATES = {
     "mish": ("s = Softplus(x) t = Tanh(s) y = Mul(x, t)", "ai.onnx::Mish"),
     "mish by logarithm": ("e = Exp(x) o = Constant<value_float=1.0>() p = Add(o, e) s = Log(p) t = Tanh(s) y = Mul(t, x)", "ai.onnx::Mish"),
     "hard swish by clip": (
-        "t = Constant<value_float=3.0>() l = Constant<value_float=0.0>() h = Constant<value_float=6.0>() "
-        "a = Add(x, t) c = Clip(a, l, h) m = Mul(x, c) y = Div(m, h)",
+        (
+            "t = Constant<value_float=3.0>() l = Constant<value_float=0.0>() h = Constant<value_float=6.0>() "
+            "a = Add(x, t) c = Clip(a, l, h) m = Mul(x, c) y = Div(m, h)"
+        ),
         "ai.onnx::HardSwish",
     ),
     "hard swish divided first": (
-        "t = Constant<value_float=3.0>() l = Constant<value_float=0.0>() h = Constant<value_float=6.0>() "
-        "a = Add(t, x) c = Clip(a, l, h) d = Div(c, h) y = Mul(d, x)",
+        (
+            "t = Constant<value_float=3.0>() l = Constant<value_float=0.0>() h = Constant<value_float=6.0>() "
+            "a = Add(t, x) c = Clip(a, l, h) d = Div(c, h) y = Mul(d, x)"
+        ),
         "ai.onnx::HardSwish",
     ),
     "hard sigmoid": ("s = HardSigmoid<alpha=0.16666667, beta=0.5>(x) y = Mul(x, s)", "lipaudit::HardSwish"),
@@ -98,16 +105,23 @@ REFUSED = {
         "another value",
     ),
     "fourth power": (
-        "g (float[4] x) => (float[4] y) { o = Constant<value_float=1.0>() f = Constant<value_float=4.0>() p = Pow(x, f) q = Add(x, p) "
-        "t = Tanh(q) a = Add(t, o) y = Mul(a, x) }",
+        (
+            "g (float[4] x) => (float[4] y) { o = Constant<value_float=1.0>() f = Constant<value_float=4.0>() p = Pow(x, f) q = Add(x, p) "
+            "t = Tanh(q) a = Add(t, o) y = Mul(a, x) }"
+        ),
         "no polynomial",
     ),
     "clip ends elsewhere": (
-        "g (float[4] x) => (float[4] y) { t = Constant<value_float=3.0>() l = Constant<value_float=0.0>() h = Constant<value_float=6.0>() "
-        "s = Constant<value_float=7.0>() a = Add(x, t) c = Clip(a, l, h) m = Mul(x, c) y = Div(m, s) }",
+        (
+            "g (float[4] x) => (float[4] y) { t = Constant<value_float=3.0>() l = Constant<value_float=0.0>() "
+            "h = Constant<value_float=6.0>() s = Constant<value_float=7.0>() a = Add(x, t) c = Clip(a, l, h) m = Mul(x, c) y = Div(m, s) }"
+        ),
         "the clip ends at 6",
     ),
-    "broadcast": ("g (float[4] x) => (float[3,4] y) { s = Sigmoid(x) k = Constant<value_ints=[3,4]>() e = Expand(s, k) y = Mul(x, e) }", "goes to Expand"),
+    "broadcast": (
+        "g (float[4] x) => (float[3,4] y) { s = Sigmoid(x) k = Constant<value_ints=[3,4]>() e = Expand(s, k) y = Mul(x, e) }",
+        "goes to Expand",
+    ),
 }
 
 

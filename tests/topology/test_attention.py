@@ -13,17 +13,20 @@ HEAD = "(float[1,2,5,16] q, float[1,2,5,16] k, float[1,2,5,16] v"
 CORES = {
     "after": "t = Transpose<perm=[0,1,3,2]>(k) l = MatMul(q, t) m = Mul(l, s) p = Softmax<axis=-1>(m) y = MatMul(p, v)",
     "after, divided": "t = Transpose<perm=[0,1,3,2]>(k) l = MatMul(q, t) m = Div(l, d) p = Softmax<axis=3>(m) y = MatMul(p, v)",
-    "before, on both": "t = Transpose<perm=[0,1,3,2]>(k) a = Mul(q, root) b = Mul(t, root) l = MatMul(a, b) p = Softmax<axis=-1>(l) y = MatMul(p, v)",
+    "before, on both": "t = Transpose<perm=[0,1,3,2]>(k) a = Mul(q, root) b = Mul(t, root) l = MatMul(a, b) p = "
+    "Softmax<axis=-1>(l) y = MatMul(p, v)",
     "before, on the key": "b = Mul(k, s) t = Transpose<perm=[0,1,3,2]>(b) l = MatMul(q, t) p = Softmax<axis=-1>(l) y = MatMul(p, v)",
     "before, on the query": "t = Transpose<perm=[0,1,3,2]>(k) a = Div(q, d) l = MatMul(a, t) p = Softmax<axis=-1>(l) y = MatMul(p, v)",
     "guarded": (
-        "t = Transpose<perm=[0,1,3,2]>(k) l = MatMul(q, t) m = Mul(s, l) p0 = Softmax<axis=-1>(m) n = IsNaN(p0) p = Where(n, zero, p0) y = MatMul(p, v)"
+        "t = Transpose<perm=[0,1,3,2]>(k) l = MatMul(q, t) m = Mul(s, l) p0 = Softmax<axis=-1>(m) n = IsNaN(p0) p = "
+        "Where(n, zero, p0) y = MatMul(p, v)"
     ),
     "dropout and casts": (
         "t = Transpose<perm=[0,1,3,2]>(k) l = MatMul(q, t) m = Mul(l, s) c = Cast<to=1>(m) p0 = Softmax<axis=-1>(c) p1 = Cast<to=1>(p0) "
         "p = Dropout(p1) y = MatMul(p, v)"
     ),
-    "einsum": 'l = Einsum<equation="bhid,bhjd->bhij">(q, k) m = Mul(l, s) p = Softmax<axis=-1>(m) y = Einsum<equation="bhij,bhjd->bhid">(p, v)',
+    "einsum": 'l = Einsum<equation="bhid,bhjd->bhij">(q, k) m = Mul(l, s) p = Softmax<axis=-1>(m) y = '
+    'Einsum<equation="bhij,bhjd->bhid">(p, v)',
 }
 
 
@@ -102,7 +105,10 @@ REFUSED = {
     "softmax over queries": (LOGITS + "p = Softmax<axis=2>(l) y = MatMul(p, v)", "not over the last axis"),
     "weights are an output": (LOGITS + "p = Softmax<axis=-1>(l) y = MatMul(p, v)", "are an output"),
     "scaled after a bias": (LOGITS + "m0 = Add(l, w) m = Mul(m0, s)" + REST, "before its logits are scaled"),
-    "masked by a finite number": (LOGITS + "n = Constant<value_float=-1e4>() h = Cast<to=9>(w) m = Where(h, l, n)" + REST, "depends on data"),
+    "masked by a finite number": (
+        LOGITS + "n = Constant<value_float=-1e4>() h = Cast<to=9>(w) m = Where(h, l, n)" + REST,
+        "depends on data",
+    ),
     "logits of one value": ("m = Mul(q, s) p = Softmax<axis=-1>(m) t = Transpose<perm=[0,1,3,2]>(p) y = MatMul(p, t) ", "several readers"),
 }
 

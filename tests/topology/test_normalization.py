@@ -15,16 +15,20 @@ AFFINE = "g = Constant<value_floats=[1.0,2.0,-3.0,0.5,1.0,1.5,0.25,1.0]>() b = C
 LAYER = {
     "pow, sqrt, div": "m = ReduceMean(x, ax) c = Sub(x, m) q = Pow(c, two) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(c, r)",
     "product": "m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(eps, v) r = Sqrt(s) y = Div(c, r)",
-    "reciprocal": "m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) i = Reciprocal(r) y = Mul(c, i)",
-    "one over": "m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) i = Div(one, r) y = Mul(i, c)",
+    "reciprocal": "m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) r = "
+    "Sqrt(s) i = Reciprocal(r) y = Mul(c, i)",
+    "one over": "m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) "
+    "i = Div(one, r) y = Mul(i, c)",
     "power -0.5": "m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) i = Pow(s, minus) y = Mul(c, i)",
     "power 0.5": "m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) r = Pow(s, half) y = Div(c, r)",
-    "two subtractions": "m = ReduceMean(x, ax) c = Sub(x, m) d = Sub(x, m) q = Pow(c, two) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(d, r)",
+    "two subtractions": "m = ReduceMean(x, ax) c = Sub(x, m) d = Sub(x, m) q = Pow(c, two) v = ReduceMean(q, ax) s = "
+    "Add(v, eps) r = Sqrt(s) y = Div(d, r)",
     "two means": (
         "m = ReduceMean(x, ax) k = ReduceMean(x, ax) c = Sub(x, m) d = Sub(x, k) q = Pow(c, two) v = ReduceMean(q, ax) "
         "s = Add(v, eps) r = Sqrt(s) y = Div(d, r)"
     ),
-    "two moments": "m = ReduceMean(x, ax) q = Mul(x, x) e = ReduceMean(q, ax) w = Mul(m, m) v = Sub(e, w) s = Add(v, eps) r = Sqrt(s) c = Sub(x, m) y = Div(c, r)",
+    "two moments": "m = ReduceMean(x, ax) q = Mul(x, x) e = ReduceMean(q, ax) w = Mul(m, m) v = Sub(e, w) s = Add(v, "
+    "eps) r = Sqrt(s) c = Sub(x, m) y = Div(c, r)",
     "casts": (
         "m = ReduceMean(x, ax) c = Sub(x, m) k = Cast<to=1>(c) q = Pow(k, two) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) "
         "t = Cast<to=1>(r) y = Div(c, t)"
@@ -80,7 +84,8 @@ RMS = {
     "llama": "q = Pow(x, two) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) i = Div(one, r) y = Mul(x, i)",
     "reciprocal": "q = Pow(x, two) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) i = Reciprocal(r) y = Mul(i, x)",
     "division": "q = Mul(x, x) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(x, r)",
-    "sum over n": "n = Constant<value_float=8.0>() q = Mul(x, x) t = ReduceSum(q, ax) v = Div(t, n) s = Add(v, eps) r = Sqrt(s) y = Div(x, r)",
+    "sum over n": "n = Constant<value_float=8.0>() q = Mul(x, x) t = ReduceSum(q, ax) v = Div(t, n) s = Add(v, eps) r "
+    "= Sqrt(s) y = Div(x, r)",
 }
 
 
@@ -121,7 +126,8 @@ def test_maximum_under_the_root_rounds_the_root_of_epsilon_down() -> None:
 
 def test_standard_deviation_with_n_minus_1() -> None:
     body = (
-        "n = Constant<value_float=8.0>() k = Constant<value_float=7.0>() m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) "
+        "n = Constant<value_float=8.0>() k = Constant<value_float=7.0>() m = ReduceMean(x, ax) c = Sub(x, m) q = "
+        "Mul(c, c) v = ReduceMean(q, ax) "
         "w = Mul(v, n) u = Div(w, k) r = Sqrt(u) s = Add(r, eps) y = Div(c, s)"
     )
     topology = elementwise(GIVEN + body)
@@ -131,7 +137,8 @@ def test_standard_deviation_with_n_minus_1() -> None:
 
 def test_channel_axes() -> None:
     body = (
-        "cx = Constant<value_ints=[1]>() m = ReduceMean(x, cx) c = Sub(x, m) q = Pow(c, two) v = ReduceMean(q, cx) s = Add(v, eps) r = Sqrt(s) z = Div(c, r) "
+        "cx = Constant<value_ints=[1]>() m = ReduceMean(x, cx) c = Sub(x, m) q = Pow(c, two) v = ReduceMean(q, cx) s "
+        "= Add(v, eps) r = Sqrt(s) z = Div(c, r) "
         "sh = Constant<value_ints=[4,1]>() w = Constant<value_floats=[1.0,2.0,3.0,4.0]>() g = Reshape(w, sh) y = Mul(z, g)"
     )
     topology = elementwise(GIVEN + body)
@@ -141,7 +148,11 @@ def test_channel_axes() -> None:
 
 
 def test_a_scale_across_groups_stays_outside() -> None:
-    body = "sh = Constant<value_ints=[4,1]>() w = Constant<value_floats=[1.0,2.0,3.0,4.0]>() g = Reshape(w, sh) " + RMS["division"].replace("y =", "z =") + " y = Mul(z, g)"
+    body = (
+        "sh = Constant<value_ints=[4,1]>() w = Constant<value_floats=[1.0,2.0,3.0,4.0]>() g = Reshape(w, sh) "
+        + RMS["division"].replace("y =", "z =")
+        + " y = Mul(z, g)"
+    )
     topology = elementwise(GIVEN + body)
     assert [node.op for node in topology.graph.nodes] == ["Normalization", "Mul"]
     check_same_function(topology)
@@ -150,12 +161,18 @@ def test_a_scale_across_groups_stays_outside() -> None:
 REFUSED = {
     "no epsilon": ("q = Mul(x, x) v = ReduceMean(q, ax) r = Sqrt(v) y = Div(x, r)", "no epsilon"),
     "other axes": (
-        "bx = Constant<value_ints=[1]>() m = ReduceMean(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, bx) s = Add(v, eps) r = Sqrt(s) d = Sub(x, v) y = Div(d, r)",
+        "m = ReduceMean(x) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(x, r)",
         "another value",
     ),
     "another numerator": ("z = Exp(x) q = Mul(x, x) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(z, r)", "another value"),
-    "scaled statistic": ("q = Mul(x, x) v = ReduceMean(q, ax) w = Mul(v, two) s = Add(w, eps) r = Sqrt(s) y = Div(x, r)", "2 times the mean"),
-    "epsilon twice": ("q = Mul(x, x) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) t = Add(r, eps) y = Div(x, t)", "another one outside"),
+    "scaled statistic": (
+        "q = Mul(x, x) v = ReduceMean(q, ax) w = Mul(v, two) s = Add(w, eps) r = Sqrt(s) y = Div(x, r)",
+        "2 times the mean",
+    ),
+    "epsilon twice": (
+        "q = Mul(x, x) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) t = Add(r, eps) y = Div(x, t)",
+        "another one outside",
+    ),
 }
 
 
@@ -168,7 +185,9 @@ def test_refused_with_a_reason(name: str) -> None:
 
 
 def test_exponent_three_is_no_square() -> None:
-    topology = elementwise(GIVEN + "t = Constant<value_float=3.0>() q = Pow(x, t) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(x, r)")
+    topology = elementwise(
+        GIVEN + "t = Constant<value_float=3.0>() q = Pow(x, t) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(x, r)"
+    )
     assert not fused(topology)
 
 
@@ -177,3 +196,27 @@ def test_a_statistic_that_is_read_elsewhere() -> None:
     topology = recognised(text)
     assert not fused(topology)
     assert any("output of the graph" in refusal.reason for refusal in topology.refusals)
+
+
+def test_a_statistic_that_dropped_its_axes_meets_other_rows() -> None:
+    """On a square value, x / sqrt(mean_i) without keepdims divides column i by the root of row i."""
+    body = "q = Mul(x, x) v = ReduceMean<keepdims=0>(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(x, r)"
+    topology = elementwise(GIVEN + body, shape="8,8")
+    assert not fused(topology)
+    assert any("does not meet the rows" in refusal.reason for refusal in topology.refusals)
+
+
+def test_a_mean_that_dropped_its_axes() -> None:
+    body = "m = ReduceMean<keepdims=0>(x, ax) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, ax) s = Add(v, eps) r = Sqrt(s) y = Div(c, r)"
+    topology = elementwise(GIVEN + body, shape="8,8")
+    (node,) = fused(topology)
+    assert node.attrs["kind"] == "rms" and node.inputs[0] == "c"
+    check_same_function(topology)
+
+
+def test_a_dropped_axis_put_back() -> None:
+    body = "q = Mul(x, x) v = ReduceMean<keepdims=0>(q, ax) s = Add(v, eps) r = Sqrt(s) u = Unsqueeze(r, ax) y = Div(x, u)"
+    topology = elementwise(GIVEN + body, shape="8,8")
+    (node,) = fused(topology)
+    assert node.attrs["kind"] == "rms"
+    check_same_function(topology)

@@ -125,11 +125,12 @@ def test_attention_inside_a_residual_block() -> None:
 
 def test_packed_projection() -> None:
     body = (
-        "a = Concat<axis=1>(w, w, w) h = MatMul(x, a) q, k, v = Split<axis=2, num_outputs=3>(h) t = Transpose<perm=[0,2,1]>(k) l = MatMul(q, t) "
+        "a = Concat<axis=1>(w, w, w) h = MatMul(x, a) q, k, v = Split<axis=2, num_outputs=3>(h) t = "
+        "Transpose<perm=[0,2,1]>(k) l = MatMul(q, t) "
         "p = Softmax<axis=-1>(l) o = MatMul(p, v) z = MatMul(o, w) y = Add(x, z)"
     )
     region = only(tree(body), "attention")
-    assert region.entries == ("x",) and [c.path.rsplit("/", 1)[1].split(":")[0] for c in region.children][0] == "query-key-value"
+    assert region.entries == ("x",) and next(c.path.rsplit("/", 1)[1].split(":")[0] for c in region.children) == "query-key-value"
 
 
 def test_cross_attention_has_several_entries() -> None:
@@ -148,7 +149,7 @@ def test_stack_and_head() -> None:
     topology = tree(body)
     stack = only(topology, "stack")
     assert stack.facts["layers"] == 4 and stack.facts["stack"]["blocks"] == 4
-    assert [c.path for c in topology.root.children][0].startswith("model/stem")
+    assert next(c.path for c in topology.root.children).startswith("model/stem")
     assert topology.root.children[-1].path.startswith("model/head")
 
 
@@ -189,10 +190,10 @@ def test_unused_outputs_do_not_break_the_law() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_deep_and_wide_graphs(shape: str) -> None:
     """More nodes than Python may recurse."""
-    topology = recognise(SHAPES[shape](4_000))
+    topology = recognise(SHAPES[shape](2_400))
     check(topology)
     if shape == "residuals":
-        assert sum(region.kind == "residual" for region in walk(topology.root)) == 1_000
+        assert sum(region.kind == "residual" for region in walk(topology.root)) == 600
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -220,4 +221,6 @@ def test_the_law_holds_on_random_graphs(seed: int) -> None:
 
 def test_recognise_is_deterministic() -> None:
     one, two = recognise(SHAPES["dense"](300)), recognise(SHAPES["dense"](300))
-    assert [(r.path, r.kind, r.nodes, r.entries, r.exit) for r in walk(one.root)] == [(r.path, r.kind, r.nodes, r.entries, r.exit) for r in walk(two.root)]
+    assert [(r.path, r.kind, r.nodes, r.entries, r.exit) for r in walk(one.root)] == [
+        (r.path, r.kind, r.nodes, r.entries, r.exit) for r in walk(two.root)
+    ]

@@ -7,7 +7,7 @@ import numpy as np
 from lipaudit.topology.sources import find_sources, moving
 from tests.topology.spelled import parsed, recognised
 
-TABLE = 't = Constant<value_floats=[1.0,2.0,3.0,4.0,5.0,6.0]>() sh = Constant<value_ints=[3,2]>() table = Reshape(t, sh) '
+TABLE = "t = Constant<value_floats=[1.0,2.0,3.0,4.0,5.0,6.0]>() sh = Constant<value_ints=[3,2]>() table = Reshape(t, sh) "
 
 
 def names(text: str) -> list[tuple[str, str]]:
@@ -34,7 +34,10 @@ def test_embedding_lookup() -> None:
 
 
 def test_a_table_read_by_computed_positions_is_constant() -> None:
-    text = f"g (float[1,3,2] x) => (float[1,3,2] y) {{ {TABLE} s = Shape<start=1, end=2>(x) p = Constant<value_ints=[0,1,2]>() e = Gather(table, p) y = Add(x, e) }}"
+    text = (
+        f"g (float[1,3,2] x) => (float[1,3,2] y) {{ {TABLE} s = Shape<start=1, end=2>(x) p = "
+        "Constant<value_ints=[0,1,2]>() e = Gather(table, p) y = Add(x, e) }"
+    )
     assert names(text) == [("input", "x")]
 
 
@@ -55,7 +58,10 @@ def test_quantized_table() -> None:
 
 def test_no_source_lies_behind_another() -> None:
     """A codebook read by ArgMax of activations: the activations are the source, the lookup is a jump."""
-    text = f"g (int64[1,4] ids) => (float[1,4,2] y) {{ {TABLE} e = Gather(table, ids) k = ArgMax<axis=2, keepdims=0>(e) y = Gather(table, k) }}"
+    text = (
+        f"g (int64[1,4] ids) => (float[1,4,2] y) {{ {TABLE} e = Gather(table, ids) k = ArgMax<axis=2, "
+        "keepdims=0>(e) y = Gather(table, k) }"
+    )
     graph = parsed(text)
     assert [source.name for source in find_sources(graph)] == ["e"]
     assert "y" in moving(graph, find_sources(graph))

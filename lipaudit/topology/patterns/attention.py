@@ -167,7 +167,11 @@ def _bias(view: View, node: Node, found: _Found) -> str:
         raise Mismatch(f"a bias is added in {node.name!r}, before its logits are scaled or capped")
     products = [name for name in node.inputs if name in view.moving and _leads_to_product(view, name)]
     if len(products) != 1 or len(node.inputs) != 2:
-        raise Mismatch(f"{node.name!r} adds several products of queries and keys" if products else f"no product of queries and keys goes into {node.name!r}")
+        raise Mismatch(
+            f"{node.name!r} adds several products of queries and keys"
+            if products
+            else f"no product of queries and keys goes into {node.name!r}"
+        )
     found.bias = view.other(node, products[0]) or ""
     if not found.bias:
         raise Mismatch(f"{node.name!r} adds its logits to themselves")

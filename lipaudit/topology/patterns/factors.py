@@ -161,7 +161,12 @@ def polynomial(view: View, name: str, x: str, limit: int = 16) -> tuple[dict[int
             memo[stack.pop()] = {0: Fraction(constant)} if constant else {}
             continue
         node = view.producer(current)
-        if node is None or node.domain or len(nodes) >= limit or not (node.op in ("Add", "Sub", "Mul", "Div", "Pow", "Neg") or view.is_transparent(node)):
+        if (
+            node is None
+            or node.domain
+            or len(nodes) >= limit
+            or not (node.op in ("Add", "Sub", "Mul", "Div", "Pow", "Neg") or view.is_transparent(node))
+        ):
             return None
         missing = [operand for operand in node.inputs if operand not in memo]
         if missing:

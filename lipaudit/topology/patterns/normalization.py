@@ -95,10 +95,9 @@ def _lower_bound(view: View, clip: Node) -> float | None:
     if len(clip.inputs) == 1:
         low, high = clip.attrs.get("min"), clip.attrs.get("max")
     else:
-        low = view.scalar(clip.inputs[1]) if clip.inputs[1] else None
-        given = len(clip.inputs) > 2 and bool(clip.inputs[2])
-        high = view.scalar(clip.inputs[2]) if given else None
-        if given and high is None:
+        bounds = (*clip.inputs[1:], "")
+        low, high = view.scalar(bounds[0]), view.scalar(bounds[1])
+        if bounds[1] and high is None:
             return None
     return float(low) if low is not None and low > 0 and (high is None or high >= 3.4028234663852886e38) else None
 
@@ -260,13 +259,9 @@ def _divide(view: View, root: str, inverse: bool, found: _Found) -> str:
         found.nodes.append(user)
         if user.domain:
             raise Mismatch(f"its root goes into {user.kind} {user.name!r}")
-        if user.op == "Reciprocal" and not inverse:
+        if not inverse and _inverts(view, user, value):
             value, inverse = user.outputs[0], True
-        elif user.op == "Pow" and not inverse and user.inputs[0] == value and view.scalar(user.inputs[1]) == -1.0:
-            value, inverse = user.outputs[0], True
-        elif user.op == "Div" and user.inputs[1] == value and not inverse and view.scalar(user.inputs[0]) == 1.0:
-            value, inverse = user.outputs[0], True
-        elif (user.op == "Expand" and aligned or user.op == "Unsqueeze" and not aligned) and user.inputs[0] == value:
+        elif ((user.op == "Expand" and aligned) or (user.op == "Unsqueeze" and not aligned)) and user.inputs[0] == value:
             value = user.outputs[0]
         elif user.op in ("Add", "Max", "Clip") and not inverse:
             value = _outside(view, user, value, found)
@@ -277,6 +272,15 @@ def _divide(view: View, root: str, inverse: bool, found: _Found) -> str:
         else:
             raise Mismatch(f"its root goes into {user.op} {user.name!r}, which is no division by it")
     raise Mismatch("no division follows its root")
+
+
+def _inverts(view: View, user: Node, value: str) -> bool:
+    """True for ``1 / value`` in its three spellings."""
+    if user.op == "Reciprocal":
+        return True
+    if user.op == "Pow":
+        return user.inputs[0] == value and view.scalar(user.inputs[1]) == -1.0
+    return user.op == "Div" and user.inputs[1] == value and view.scalar(user.inputs[0]) == 1.0
 
 
 def _outside(view: View, user: Node, value: str, found: _Found) -> str:
@@ -326,7 +330,13 @@ def _folded_affine(view: View, value: str, found: _Found) -> str | None:
         return None
     nodes, scale = [], ""
     user = view.sole_user(value)
-    if user is not None and not user.domain and user.op == "Mul" and (other := view.other(user, value)) and view.constant(other) is not None:
+    if (
+        user is not None
+        and not user.domain
+        and user.op == "Mul"
+        and (other := view.other(user, value))
+        and view.constant(other) is not None
+    ):
         nodes.append(user)
         scale, value = other, user.outputs[0]
     users = view.users(value)

@@ -1,8 +1,8 @@
 """Self-gated activations spelled out: SiLU / Swish, HardSwish, Mish.
 
-    Swish       y = x sigmoid(alpha x)                          -> ai.onnx::Swish
-    HardSwish   y = x max(0, min(1, alpha x + beta))            -> ai.onnx::HardSwish (1/6, 1/2), else lipaudit::HardSwish
-    Mish        y = x tanh(log(1 + exp(x)))                     -> ai.onnx::Mish
+Swish       y = x sigmoid(alpha x)                          -> ai.onnx::Swish
+HardSwish   y = x max(0, min(1, alpha x + beta))            -> ai.onnx::HardSwish (1/6, 1/2), else lipaudit::HardSwish
+Mish        y = x tanh(log(1 + exp(x)))                     -> ai.onnx::Mish
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class Budget:
         return max(self.least, min(self.evaluations, int(self.work / max(flops(graph), 1.0))))
 
 
-QUICK = Budget("quick", 4_000, 2e10, 10, 60.0)
-NORMAL = Budget("normal", 60_000, 3e11, 60, 300.0)
+QUICK = Budget("quick", 10_000, 2e10, 10, 60.0)
+NORMAL = Budget("normal", 100_000, 3e11, 60, 300.0)
 THOROUGH = Budget("thorough", 2_000_000, 1e13, 400, 3600.0)
 BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (QUICK, NORMAL, THOROUGH)}
 

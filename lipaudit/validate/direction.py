@@ -102,9 +102,7 @@ def _orthonormal(rows: Floats) -> Floats:
     return np.linalg.qr(scaled.T)[0].T
 
 
-def _subspace(
-    view: View, state: State, norm: Norm, rng: np.random.Generator, rounds: int, probes: int, start: Floats | None
-) -> Direction:
+def _subspace(view: View, state: State, norm: Norm, rng: np.random.Generator, rounds: int, probes: int, start: Floats | None) -> Direction:
     block = rng.standard_normal((max(1, min(probes, view.size, view.rows)), view.size))
     if start is not None:
         block[0] = start * np.sqrt(view.size)
@@ -130,9 +128,7 @@ def _subspace(
     return best
 
 
-def _mixed(
-    view: View, state: State, norm: Norm, rng: np.random.Generator, rounds: int, probes: int, start: Floats | None
-) -> Direction:
+def _mixed(view: View, state: State, norm: Norm, rng: np.random.Generator, rounds: int, probes: int, start: Floats | None) -> Direction:
     """Boyd's power method for the norm induced by l1 or linf."""
     tangent = start if start is not None else unit(np.sign(rng.standard_normal(view.size)), norm)
     best = Direction(0.0, tangent)

@@ -116,9 +116,7 @@ def cut(graph: Graph, names: Sequence[str], outputs: Sequence[str]) -> Graph:
     sources = [graph.value(name) for name in dict.fromkeys(names)]
     others = [value for value in graph.inputs if value.name in needed and value.name not in inner]
     constants = {name: constant for name, constant in graph.constants.items() if name in needed}
-    return replace(
-        graph, nodes=tuple(kept), inputs=(*sources, *others), outputs=tuple(dict.fromkeys(outputs)), constants=constants
-    )
+    return replace(graph, nodes=tuple(kept), inputs=(*sources, *others), outputs=tuple(dict.fromkeys(outputs)), constants=constants)
 
 
 def prepare(
@@ -221,8 +219,9 @@ def _table_rows(graph: Graph, name: str) -> int | None:
         for node in graph.consumers.get(current, ()):
             if node.op == "Gather" and len(node.inputs) > 1 and node.inputs[1] == current:
                 shape = graph.value(node.inputs[0]).shape
-                if shape:
-                    found.append(shape[node.attrs.get("axis", 0)])
+                axis = int(node.attrs.get("axis", 0))
+                if shape is not None and -len(shape) <= axis < len(shape):
+                    found.append(shape[axis])
             elif node.op in _PASSING and node.inputs[0] == current:
                 stack.extend(node.outputs)
     return min(found, default=None)

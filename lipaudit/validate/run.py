@@ -99,9 +99,7 @@ def validate(
         return _nothing(problem, resolved)
     try:
         with single_threaded(), Deadline(seconds * _SEARCH_TIME) as search, Deadline(seconds) as confirm:
-            return _Validation(problem, regions, norm, budget, resolved, seed, search, confirm, progress).run()
-    except OutOfTime:
-        return _nothing(f"the model did not run to its end within {seconds:g} seconds.", resolved)
+            return _Validation(problem, regions, norm, budget, resolved, seed, seconds, search, confirm, progress).run()
     except RuntimeError as error:
         return _nothing(f"onnxruntime cannot run the model: {error}.", resolved)
     except ModelError as error:
@@ -122,6 +120,7 @@ class _Validation:
     budget: Budget
     device: str
     seed: int
+    seconds: float
     search_limit: Deadline
     confirm_limit: Deadline
     progress: Progress | None
@@ -188,6 +187,8 @@ class _Validation:
     def _collect(self, settler: Settler, names: Sequence[str], matrix: Sequence[tuple[str, str]]) -> Measurements:
         found = settler.best(names, self.problem.outputs)
         reason = settler.complaint or "No difference of outputs was seen."
+        if self.cut_short and not settler.proofs:
+            reason = f"The search did not come to an end within {self.seconds:g} seconds."
         held = {name: [other for other in names if other != name] for name in names}
         return Measurements(
             self._measurement(found, reason),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +58,14 @@ class Search:
     progress: Callable[[float], None] = lambda fraction: None
     found: list[Candidate] = field(default_factory=list)
     scouts: list[tuple[Candidate, State]] = field(default_factory=list)
+    _fresh: Iterator[Start] | None = None
 
     def run(self) -> None:
         """Spend the budget. Raises OutOfTime at the time limit; ``found`` is valid then as well."""
         rng = np.random.default_rng([*self.seed])
         self._begin = self.view.engine.spent
         if self.view.engine.differentiable:
-            self._scout(rng, 0.35)
+            self._scout(rng, 0.2)
             self._climb(rng)
             self._polish(rng)
         else:
@@ -89,26 +91,38 @@ class Search:
     def _scout(self, rng: np.random.Generator, share: float) -> None:
         probes, rounds = self._probes()
         for i, start in enumerate(starts(self.view.engine.problem, rng)):
-            if i >= 256 or (self._used >= share and i > 0):
+            if self._used >= share and i > 0:
                 break
             state = self.view.engine.state(start.point)
             if np.isfinite(self.view.value(state)).all():
                 direction = worst_direction(self.view, state, self.norm, rng, rounds=rounds, probes=probes)
-                self._keep_local(state, direction, start.family, scout=True)
+                candidate = self._keep_local(state, direction, start.family)
+                if candidate.gain > 0:
+                    self.scouts.append((candidate, state))
+            # States hold the taps of a run: keep few.
+            if len(self.scouts) > 24:
+                self._thin()
             self._tell()
-        self.scouts.sort(key=lambda item: -item[0].gain)
-        del self.scouts[12:]
+        self._thin()
 
-    def _keep_local(self, state: State, direction: Direction, family: str, *, scout: bool = False) -> None:
-        if direction.gain <= 0:
-            return
-        reach = self._reach(state.point)
-        candidate = Candidate(direction.gain, state.point, direction.tangent * reach, family, local=True)
-        self.found.append(candidate)
-        if scout:
-            self.scouts.append((candidate, state))
+    def _thin(self) -> None:
+        """The best scouts, and the best of each family: the highest slope is not always the foot of the highest peak."""
+        self.scouts.sort(key=lambda item: -item[0].gain)
+        seen, kept = set[str](), list[tuple[Candidate, State]]()
+        for i, item in enumerate(self.scouts):
+            if i < 4 or item[0].family not in seen:
+                kept.append(item)
+            seen.add(item[0].family)
+        self.scouts = kept[:14]
+
+    def _keep_local(self, state: State, direction: Direction, family: str) -> Candidate:
+        step = direction.tangent * self._reach(state.point)
+        candidate = Candidate(direction.gain, state.point, step, family, local=True)
+        if direction.gain > 0:
+            self.found.append(candidate)
         if len(self.found) > 64:
             self.found = self.best()[:32]
+        return candidate
 
     def _keep_pair(self, pair: Pair, family: str) -> None:
         if pair.gain > 0:
@@ -128,32 +142,42 @@ class Search:
         return norm_of(width(self.view.engine.problem, self._scale(point))[self.view.inputs], "l2")
 
     def _climb(self, rng: np.random.Generator) -> None:
-        """Pair ascent from each scout in turn, then moves around the best point, until the budget ends."""
+        """Pair ascent from each scout in turn, then from fresh ones; moves around the best points in between."""
         i, limit = 0, 0.9
         while self.scouts and self._used < limit:
-            candidate, state = self.scouts[i % len(self.scouts)]
             if i < len(self.scouts):
-                self._ascend_from(candidate, state, rng, limit)
-            self._local_moves(rng, limit, 40)
-            if i >= len(self.scouts):
+                self._ascend_from(*self.scouts[i], rng, limit)
+            else:
                 self._restart(rng, limit)
+            self._local_moves(rng, limit, 20)
+            self._refine(rng, limit)
             i += 1
             self._tell()
 
-    def _ascend_from(self, candidate: Candidate, state: State, rng: np.random.Generator, limit: float) -> None:
+    def _refine(self, rng: np.random.Generator, limit: float) -> None:
+        """A short ascent with a close pair from one of the best local candidates."""
+        local = [candidate for candidate in self.best() if candidate.local][:8]
+        if local and self._used < limit:
+            candidate = local[min(int(rng.exponential(2.0)), len(local) - 1)]
+            size = 10.0 ** rng.uniform(-2.0, -0.5)
+            self._ascend_from(candidate, self.view.engine.state(candidate.point), rng, limit, size)
+
+    def _ascend_from(self, candidate: Candidate, state: State, rng: np.random.Generator, limit: float, size: float = 1.0) -> None:
+        """Pair ascent with a first distance of 2 % of the diameter times ``size``, then the slopes along the final pair."""
         engine, view = self.view.engine, self.view
         left = (limit - self._used) * self.budget
         if left < 8:
             engine.spent += max(left, 0.0)
             return
-        diameter = self._diameter(state.point)
+        diameter = size * self._diameter(state.point)
         direction = unit(candidate.step, "l2")
         ends = [engine.state(view.move(state.point, sign * 0.02 * diameter * direction)) for sign in (1.0, -1.0)]
         z = max(ends, key=lambda end: pair_gain(view, state, end, self.norm))
         if norm_of((z.point - state.point)[view.inputs], "l2") < spread(view, state.point, 1e-6 * diameter):
             return
-        pair = ascend(view, state, z, self.norm, diameter, min(left, 0.2 * self.budget))
-        self._keep_pair(pair, f"{candidate.family}, pair ascent")
+        pair = ascend(view, state, z, self.norm, diameter, min(left, max(0.06 * self.budget, 300.0)))
+        family = candidate.family.split(",")[0] + ", pair ascent"
+        self._keep_pair(pair, family)
         probes, rounds = self._probes()
         for t in (0.0, 0.25, 0.5, 0.75, 1.0):
             if self._used >= limit:
@@ -162,49 +186,47 @@ class Search:
             middle = engine.state(point)
             start = unit((pair.z.point - pair.x.point)[view.inputs], self.norm)
             found = worst_direction(view, middle, self.norm, rng, rounds=rounds, probes=probes, start=start)
-            self._keep_local(middle, found, f"{candidate.family}, pair ascent")
+            self._keep_local(middle, found, family)
 
     def _local_moves(self, rng: np.random.Generator, limit: float, count: int) -> None:
         """Random moves around the best local candidate; a gain is kept, the step adapts."""
         view = self.view
-        local = [candidate for candidate in self.best() if candidate.local][:1]
+        local = [candidate for candidate in self.best() if candidate.local]
         if not local:
             return
-        best, size = local[0], 0.05
+        best = local[int(rng.integers(0, min(len(local), 6))) if rng.random() < 0.3 else 0]
         probes, rounds = self._probes()
         for _ in range(count):
             if self._used >= limit:
                 return
+            # Sizes of all orders: pieces of a piecewise linear function can be tiny.
+            size = 10.0 ** rng.uniform(-3.5, -0.5)
             sparse = rng.random(view.size) < rng.choice([0.02, 0.2, 1.0])
             moves = rng.standard_normal(view.size) * sparse * width(view.engine.problem, self._scale(best.point))[view.inputs]
             state = view.engine.state(view.move(best.point, size * moves))
-            found = worst_direction(
-                view, state, self.norm, rng, rounds=max(1, rounds - 1), probes=probes, start=unit(best.step, self.norm)
-            )
+            found = worst_direction(view, state, self.norm, rng, rounds=max(1, rounds - 1), probes=probes, start=unit(best.step, self.norm))
             if found.gain > best.gain:
-                self._keep_local(state, found, best.family.removesuffix(", local moves") + ", local moves")
-                best = self.found[-1] if self.found[-1].gain == found.gain else self.best()[0]
-                size = min(0.2, size * 1.5)
-            else:
-                size = max(1e-3, size * 0.85)
+                best = self._keep_local(state, found, best.family.removesuffix(", local moves") + ", local moves")
 
     def _restart(self, rng: np.random.Generator, limit: float) -> None:
-        """A fresh scout and an ascent from it."""
-        draws = starts(self.view.engine.problem, rng)
-        skip = 3 + len(self.view.engine.problem.given) + int(rng.integers(0, 12))
-        start: Start | None = None
-        for _, start in zip(range(skip + 1), draws, strict=False):
-            pass
-        assert start is not None
-        state = self.view.engine.state(start.point)
-        if not np.isfinite(self.view.value(state)).all():
-            return
+        """An ascent from the best of a few fresh scouts."""
+        if self._fresh is None:
+            self._fresh = starts(self.view.engine.problem, rng)
         probes, rounds = self._probes()
-        direction = worst_direction(self.view, state, self.norm, rng, rounds=rounds, probes=probes)
-        if direction.gain > 0:
-            self._keep_local(state, direction, start.family)
-            candidate = Candidate(direction.gain, state.point, direction.tangent * self._reach(state.point), start.family, local=True)
-            self._ascend_from(candidate, state, rng, limit)
+        best: tuple[Candidate, State] | None = None
+        for start in islice(self._fresh, int(rng.choice([1, 4, 12]))):
+            if self._used >= limit:
+                break
+            state = self.view.engine.state(start.point)
+            if not np.isfinite(self.view.value(state)).all():
+                continue
+            direction = worst_direction(self.view, state, self.norm, rng, rounds=rounds, probes=probes)
+            if direction.gain > 0 and (best is None or direction.gain > best[0].gain):
+                step = direction.tangent * self._reach(state.point)
+                best = Candidate(direction.gain, state.point, step, start.family, local=True), state
+        if best is not None:
+            self.found.append(best[0])
+            self._ascend_from(*best, rng, limit)
 
     def _polish(self, rng: np.random.Generator) -> None:
         """More rounds at the two best points: matters where the Jacobian is large."""

@@ -44,7 +44,9 @@ def test_linear_convolution_is_measured_at_its_norm() -> None:
     columns = []
     for i in range(72):
         padded = np.pad(np.eye(72)[i].reshape(2, 6, 6), [(0, 0), (1, 1), (1, 1)])
-        image = [[np.sum(w.astype(np.float64) * padded[None, :, r : r + 3, c : c + 3], axis=(1, 2, 3)) for c in (0, 2, 4)] for r in (0, 2, 4)]
+        image = [
+            [np.sum(w.astype(np.float64) * padded[None, :, r : r + 3, c : c + 3], axis=(1, 2, 3)) for c in (0, 2, 4)] for r in (0, 2, 4)
+        ]
         columns.append(np.array(image).transpose(2, 0, 1).reshape(-1))
     truth = np.linalg.norm(np.array(columns), 2)
     assert truth * (1 - 1e-4) <= lower(measure(graph).headline) <= truth * (1 + 1e-14)

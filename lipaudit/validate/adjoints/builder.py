@@ -31,7 +31,7 @@ Maybe = str | None
 
 
 class NoDerivative(Exception):
-    """This node has no derivative rule (or not for these attributes); the message names the operator."""
+    """A node has no derivative rule (or not for its attributes); the message names the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,4 +227,3 @@ class Builder:
 
 
 Rule = Callable[[Builder, Site], Local]
-

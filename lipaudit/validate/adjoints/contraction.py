@@ -203,7 +203,9 @@ def _backward(b: Builder, c: str, weight: str, window: Window, group: int, sourc
             window.size, window.before, window.after, window.out, window.strides, window.kernel, window.dilations, strict=True
         )
     ]
-    attrs = _attributes(window, group) | {"output_padding": [min(r, s - 1) for r, s in zip(rest, window.strides, strict=True)]}
+    if any(r >= s for r, s in zip(rest, window.strides, strict=True)):
+        raise NoDerivative("a convolution that leaves more than one stride at its end")
+    attrs = _attributes(window, group) | {"output_padding": rest}
     folded = b.node("ConvTranspose", b.fold(c, source), weight, **attrs)
     return b.reshape(folded, (source[0], channels, *window.size))
 

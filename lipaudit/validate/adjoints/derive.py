@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lipaudit.graph.ir import Graph, Node
 from lipaudit.validate.adjoints import contraction, elementwise, movement, normalization, pooling, reduction
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
+from lipaudit.validate.exact import NotExact
 
 __all__ = ["FLAT", "RULES", "Derivative", "jvp", "vjp"]
 
@@ -81,7 +82,7 @@ def _local(b: Builder, node: Node) -> Local:
         raise NoDerivative(f"{node.op} {node.name!r} has no derivative rule")
     try:
         return rule(b, b.site(node))
-    except NoDerivative as error:
+    except (NoDerivative, NotExact) as error:
         raise NoDerivative(f"{node.op} {node.name!r}: {error}") from None
 
 
@@ -109,9 +110,8 @@ def jvp(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> Derivat
         ts = [tangents.get(name) for name in node.inputs]
         if all(t is None for t in ts):
             continue
-        for name, t in zip(node.outputs, _checked(b, node, _local(b, node), ts, forward=True), strict=False):
-            if name and name in b.moving:
-                tangents[name] = t
+        moved = zip(node.outputs, _checked(b, node, _local(b, node), ts, forward=True), strict=False)
+        tangents.update((name, t) for name, t in moved if name in b.moving)
     return _finish(b, seeds, [(name, tangents.get(name)) for name in outputs])
 
 
@@ -141,7 +141,7 @@ def vjp(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> Derivat
 def _checked(b: Builder, node: Node, local: Local, parts: Sequence[Maybe], *, forward: bool) -> Sequence[Maybe]:
     try:
         return local.tangent(parts) if forward else local.adjoint(parts)
-    except NoDerivative as error:
+    except (NoDerivative, NotExact) as error:
         raise NoDerivative(f"{node.op} {node.name!r}: {error}") from None
 
 

@@ -35,8 +35,9 @@ def pointwise(slopes: Slopes) -> Rule:
             for i, (t, slope) in enumerate(zip(ts, get(), strict=False)):
                 if t is None or slope is None:
                     continue
-                lifted = b.expand(_times(b, b.lift(t, site.shape(i), len(out)), slope), site.shape(i), out)
-                terms.append(lifted)
+                moved = _times(b, b.lift(t, site.shape(i), len(out)), slope)
+                # The slope may have spread the tangent already; Expand accepts both.
+                terms.append(moved if site.shape(i) == out else b.node("Expand", moved, b.ints(1, *out)))
             return [b.sum(terms)]
 
         def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
@@ -118,9 +119,7 @@ def _clip_rule(b: Builder, site: Site) -> Local:
 
 def _extreme(b: Builder, site: Site) -> Sequence[Slope]:
     y = b.primal(site.node.outputs[0])
-    return [
-        _mask(b, b.node("Equal", b.primal(name), y)) if site.moving[i] else None for i, name in enumerate(site.node.inputs)
-    ]
+    return [_mask(b, b.node("Equal", b.primal(name), y)) if site.moving[i] else None for i, name in enumerate(site.node.inputs)]
 
 
 def _leaky(b: Builder, x: str, site: Site) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lipaudit.operators.base import Site
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
+from lipaudit.validate.exact.normalization import ATTENTION_ATTRIBUTES
 
 __all__ = ["RULES"]
 
@@ -170,6 +171,9 @@ class _Heads:
 def _attention(b: Builder, site: Site) -> Local:
     if any(site.has(i) for i in range(4, len(site.inputs))) or any(site.node.outputs[1:]):
         raise NoDerivative("Attention with past keys or extra outputs")
+    unknown = set(site.node.attrs) - ATTENTION_ATTRIBUTES
+    if unknown:
+        raise NoDerivative(f"Attention with {sorted(unknown)[0]}")
     if site.has(3) and site.moving[3]:
         raise NoDerivative("Attention with a moving bias")
     if site.attr("softcap", 0.0):

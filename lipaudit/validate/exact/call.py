@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 class NotExact(Exception):
-    """This node cannot be evaluated in float64 here; the message says why."""
+    """A node cannot be evaluated in float64 here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

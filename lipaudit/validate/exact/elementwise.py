@@ -180,7 +180,10 @@ def _is_inf(call: Call) -> Array:
     return found
 
 
-def _identity(call: Call) -> Array | tuple[Array, ...]:
+def _dropout(call: Call) -> Array | tuple[Array, ...]:
+    training = call.optional(2)
+    if training is not None and bool(training.reshape(-1)[0]):
+        raise NotExact("Dropout in training mode")
     x = call.x()
     outputs = call.site.node.outputs
     # The mask of an inference Dropout is all true.
@@ -205,7 +208,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Cos": _unary(np.cos),
     "Cosh": _unary(np.cosh),
     "Div": _binary(_divide),
-    "Dropout": _identity,
+    "Dropout": _dropout,
     "Elu": _elu,
     "Equal": _binary(np.equal),
     "Erf": _unary(special.erf),
@@ -216,7 +219,7 @@ OPERATORS: Mapping[str, Operator] = {
     "GreaterOrEqual": _binary(np.greater_equal),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
-    "Identity": _identity,
+    "Identity": _unary(lambda x: x),
     "IsInf": _is_inf,
     "IsNaN": _unary(np.isnan),
     "LeakyRelu": _leaky,

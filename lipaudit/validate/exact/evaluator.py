@@ -14,9 +14,9 @@ from lipaudit.validate.exact import contrib, elementwise, linear, movement, norm
 from lipaudit.validate.exact.call import Array, Call, NotExact, Operator, is_float
 from lipaudit.validate.exact.reference import reference
 
-__all__ = ["Evaluator"]
+__all__ = ["OPERATORS", "Evaluator"]
 
-_STANDARD: Mapping[str, Operator] = {
+OPERATORS: Mapping[str, Operator] = {
     **elementwise.OPERATORS,
     **linear.OPERATORS,
     **movement.OPERATORS,
@@ -132,7 +132,7 @@ class Evaluator:
                     return self._branch(node, xs, values)
                 if node.op == "Loop":
                     return self._loop(node, xs, values)
-                operator = _STANDARD.get(node.op)
+                operator = OPERATORS.get(node.op)
             else:
                 operator = contrib.OPERATORS.get(node.op) if node.domain == "com.microsoft" else None
             result = operator(call) if operator is not None else reference(call)

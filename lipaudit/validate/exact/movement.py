@@ -142,10 +142,13 @@ def _pad(call: Call) -> Array:
     if mode == "constant":
         fill = 0 if value is None else np.asarray(value).reshape(-1)[0]
         return np.pad(x, widths, constant_values=fill)
-    names = {"edge": "edge", "reflect": "reflect", "wrap": "wrap"}
-    if mode not in names:
-        raise NotExact(f"Pad mode {mode!r}")
-    return np.pad(x, widths, mode=names[mode])
+    if mode == "edge":
+        return np.pad(x, widths, mode="edge")
+    if mode == "reflect":
+        return np.pad(x, widths, mode="reflect")
+    if mode == "wrap":
+        return np.pad(x, widths, mode="wrap")
+    raise NotExact(f"Pad mode {mode!r}")
 
 
 def _expand(call: Call) -> Array:
@@ -189,6 +192,8 @@ def _depth_to_space(call: Call) -> Array:
 
 def _space_to_depth(call: Call) -> Array:
     x, block = call.x(), call.site.attr("blocksize")
+    if call.site.attr("mode", "DCR") != "DCR":
+        raise NotExact("SpaceToDepth in CRD mode")
     n, c, h, w = x.shape
     y = x.reshape(n, c, h // block, block, w // block, block).transpose(0, 3, 5, 1, 2, 4)
     return y.reshape(n, c * block**2, h // block, w // block)
@@ -221,7 +226,7 @@ def _arg(largest: bool) -> Operator:
             found = size - 1 - (np.argmax(x, axis) if largest else np.argmin(x, axis))
         else:
             found = np.argmax(x, axis) if largest else np.argmin(x, axis)
-        found = found.astype(np.int64)
+        found = np.asarray(found, dtype=np.int64)
         return np.expand_dims(found, axis) if call.site.attr("keepdims", 1) else found
 
     return run
@@ -230,6 +235,7 @@ def _arg(largest: bool) -> Operator:
 def _top_k(call: Call) -> tuple[Array, ...]:
     x, axis = call.x(), call.site.attr("axis", -1)
     k = int(np.asarray(call.x(1)).reshape(-1)[0]) if call.version >= 10 else call.site.attr("k")
+    x = x if x.dtype.kind == "f" else x.astype(np.int64)
     key = -x if call.site.attr("largest", 1) else x
     order = np.argsort(key, axis=axis, kind="stable")
     order = np.take(order, np.arange(k), axis=axis)

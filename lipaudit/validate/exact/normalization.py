@@ -9,7 +9,7 @@ import numpy as np
 
 from lipaudit.validate.exact.call import Array, Call, NotExact, Operator
 
-__all__ = ["OPERATORS"]
+__all__ = ["ATTENTION_ATTRIBUTES", "OPERATORS", "standardise"]
 
 
 def _channels(v: Array, rank: int) -> Array:
@@ -79,11 +79,19 @@ def _lp(call: Call) -> Array:
     return np.divide(x, norm, out=np.zeros_like(x), where=norm != 0)
 
 
+ATTENTION_ATTRIBUTES = frozenset(
+    {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"}
+)
+
+
 def _attention(call: Call) -> Array:
     """ai.onnx Attention without past and without a third output (opset 23 / 24)."""
     q, k, v, mask = call.x(0), call.x(1), call.x(2), call.optional(3)
-    if call.optional(4) is not None or any(call.site.node.outputs[1:]):
-        raise NotExact("Attention with past keys or extra outputs")
+    if any(x is not None for x in call.xs[4:]) or any(call.site.node.outputs[1:]):
+        raise NotExact("Attention with past keys, lengths or extra outputs")
+    unknown = set(call.site.node.attrs) - ATTENTION_ATTRIBUTES
+    if unknown:
+        raise NotExact(f"Attention with {sorted(unknown)[0]}")
     flat = q.ndim == 3
     if flat:
         heads, kv_heads = call.site.attr("q_num_heads"), call.site.attr("kv_num_heads")
@@ -93,7 +101,7 @@ def _attention(call: Call) -> Array:
     if repeat > 1:
         k, v = np.repeat(k, repeat, axis=1), np.repeat(v, repeat, axis=1)
     scale = call.site.attr("scale")
-    scores = np.matmul(q, k.swapaxes(-1, -2)) * (1 / math.sqrt(q.shape[-1]) if not scale else scale)
+    scores = np.matmul(q, k.swapaxes(-1, -2)) * (scale or 1 / math.sqrt(q.shape[-1]))
     softcap = call.site.attr("softcap", 0.0)
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
@@ -102,8 +110,11 @@ def _attention(call: Call) -> Array:
         scores = np.where(allowed, scores, -np.inf)
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + mask
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    y = np.matmul(weights / weights.sum(axis=-1, keepdims=True), v)
+    top = scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+    # A row where everything is masked gives zeros.
+    total = weights.sum(axis=-1, keepdims=True)
+    y = np.matmul(weights / np.where(total == 0, 1.0, total), v)
     return y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1) if flat else y
 
 

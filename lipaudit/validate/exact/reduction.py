@@ -58,19 +58,25 @@ def _log_softmax(call: Call) -> Array:
     return x - _log_sum_exp(x, axes, True)
 
 
-def _max_pool(call: Call) -> Array:
-    if len(call.site.node.outputs) > 1 and call.site.node.outputs[1]:
-        raise NotExact("MaxPool with its Indices output")
+def _max_pool(call: Call) -> Array | tuple[Array, ...]:
     x = call.x()
     window, _ = pooling_window(call.site, x.shape[2:])
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     padded = np.pad(x, [(0, 0), (0, 0), *window.pads()], constant_values=lowest)
-    result: Array | None = None
-    for _, cut in window.taps():
-        piece = padded[(slice(None), slice(None), *cut)]
-        result = piece.copy() if result is None else np.maximum(result, piece, out=result)
-    assert result is not None
-    return result
+    taps = [padded[(slice(None), slice(None), *cut)] for _, cut in window.taps()]
+    result = taps[0].copy()
+    for piece in taps[1:]:
+        np.maximum(result, piece, out=result)
+    if len(call.site.node.outputs) < 2 or not call.site.node.outputs[1]:
+        return result
+    if call.site.attr("storage_order", 0):
+        raise NotExact("MaxPool with column-major Indices")
+    places = np.pad(np.arange(x.size).reshape(x.shape), [(0, 0), (0, 0), *window.pads()], constant_values=-1)
+    indices = np.full(result.shape, -1, dtype=np.int64)
+    for (_, cut), piece in zip(window.taps(), taps, strict=True):
+        seen = places[(slice(None), slice(None), *cut)]
+        indices = np.where((indices < 0) & (piece == result) & (seen >= 0), seen, indices)
+    return result, indices
 
 
 def _average_pool(call: Call) -> Array:

@@ -83,8 +83,8 @@ def resize_matrices(call: Call) -> list[Array | None]:
     axes = tuple(a % x.ndim for a in axes) if axes is not None else tuple(range(x.ndim))
     if site.attr("antialias", 0) or site.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NotExact("Resize with antialias or an aspect-ratio policy")
-    mode = site.attr("mode", "nearest")
-    mode = {"bilinear": "linear", "trilinear": "linear"}.get(mode, mode)
+    mode = str(site.attr("mode", "nearest"))
+    mode = "linear" if mode in {"bilinear", "trilinear"} else mode
     old = site.node.op == "Upsample" or call.version < 11
     coordinates = "asymmetric" if old else site.attr("coordinate_transformation_mode", "half_pixel")
     nearest = "floor" if old else site.attr("nearest_mode", "round_prefer_floor")

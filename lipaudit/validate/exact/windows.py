@@ -116,4 +116,7 @@ def transposed_window(site: Site, size: tuple[int, ...], kernel: tuple[int, ...]
     else:
         before, after = pads[:rank], pads[rank:]
     result = tuple(f - b - a for f, b, a in zip(full, before, after, strict=True))
+    if wanted is not None:
+        # A shape larger than the full convolution is filled with zeros at the end.
+        result = tuple(wanted)[-rank:]
     return Window(result, kernel, strides, dilations, before, after, size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lipaudit.bounds.chain import single_threaded
 from lipaudit.bounds.scalar import INFINITE, ZERO, Norm, Upper, combine, matrix_norm
+from lipaudit.certify.bodies import Bodies
 from lipaudit.certify.domain import Domain
 from lipaudit.certify.gains import Bound, RegionBound, Tree, random_flow
 from lipaudit.certify.ledger import Ledger
@@ -52,7 +53,7 @@ def certify(
     """Certified bounds of the whole graph and of each region, in ``norm``, on ``domain``."""
     graph = with_captures(topology.graph)
     moved = moving(graph, topology.sources)
-    sites = sites_of(graph, moved)
+    sites = sites_of(graph, moved, Bodies(catalogue))
     ledger = Ledger()
     with single_threaded():
         ranges = propagate(graph, topology.sources, catalogue, domain, sites)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 
 from lipaudit.graph.ir import Graph, Node
-from lipaudit.operators.base import Site
+from lipaudit.operators.base import Bodies, Site
 from lipaudit.operators.catalogue import Catalogue
 
 __all__ = ["drawn", "shape_problem", "sites_of", "with_captures"]
@@ -24,24 +24,33 @@ def drawn(graph: Graph, catalogue: Catalogue) -> frozenset[str]:
     """Values that depend on a draw of random numbers: they are no function of anything."""
     found: set[str] = set()
     for node in graph.nodes:
-        rule = catalogue.rule(node) if not any(name in found for name in node.inputs) else None
-        if any(name in found for name in node.inputs) or (rule is not None and not rule.deterministic):
+        if any(name in found for name in node.inputs) or _draws(node, catalogue):
             found.update(name for name in node.outputs if name)
     return frozenset(found)
 
 
-def sites_of(graph: Graph, moving: Set[str]) -> Mapping[str, Site]:
+def _draws(node: Node, catalogue: Catalogue) -> bool:
+    """Whether a node, or one of its nested graphs, draws random numbers."""
+    rule = catalogue.rule(node)
+    if rule is not None and not rule.deterministic:
+        return True
+    bodies = [attr for attr in node.attrs.values() if isinstance(attr, Graph)]
+    return any(_draws(inner, catalogue) for body in bodies for inner in body.nodes)
+
+
+def sites_of(graph: Graph, moving: Set[str], bodies: Bodies | None = None) -> Mapping[str, Site]:
     """A :class:`Site` for every node of ``graph``, by node name. ``moving``: values that depend on a source."""
-    return {node.name: _site(graph, node, moving) for node in graph.nodes}
+    return {node.name: _site(graph, node, moving, bodies) for node in graph.nodes}
 
 
-def _site(graph: Graph, node: Node, moving: Set[str]) -> Site:
+def _site(graph: Graph, node: Node, moving: Set[str], bodies: Bodies | None) -> Site:
     return Site(
         node=node,
         inputs=tuple(graph.value(name) if name else None for name in node.inputs),
         outputs=tuple(graph.value(name) if name else None for name in node.outputs),
         constants=tuple(graph.constants.get(name) if name else None for name in node.inputs),
         moving=tuple(name in moving for name in node.inputs),
+        bodies=bodies,
     )
 
 

@@ -9,23 +9,23 @@ Mathematics never raises: a rule returns :class:`Unbounded` or :class:`Unknown` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import onnx.defs
 import onnx.helper
 
 from lipaudit.bounds.scalar import ZERO, Norm, Upper
-from lipaudit.graph.ir import Constant, Node, Value
+from lipaudit.graph.ir import Constant, Graph, Node, Value
 from lipaudit.operators.flow import Flow, Reason, flatten, total
 from lipaudit.operators.range import Range
 
 if TYPE_CHECKING:
     from lipaudit.bounds.operator import LinearOperator
 
-__all__ = ["Finite", "Gain", "Rule", "Site", "Unbounded", "Unknown", "joint_flow", "scaled"]
+__all__ = ["Bodies", "BodyBound", "Finite", "Gain", "Rule", "Site", "Unbounded", "Unknown", "joint_flow", "scaled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,37 @@ def _schema_defaults(op: str, version: int, domain: str) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class BodyBound:
+    """How the outputs of a nested graph move with its inputs and captured values, on given ranges.
+
+    ``|d out_o| <= sum_name gains[o][name] |d name| + offsets[o]`` when all of them move at once; names that are missing have
+    gain 0. ``reasons`` say why an entry is not finite, or why an output may be undefined.
+    """
+
+    gains: tuple[Mapping[str, Upper], ...]
+    offsets: tuple[Upper, ...]
+    reasons: tuple[Reason, ...]
+
+
+class Bodies(Protocol):
+    """Certifies nested graphs (If, Loop, Scan); offered by ``lipaudit.certify``, which rules cannot import.
+
+    ``given`` holds the ranges of the body's inputs and captured values by name, ``moving`` the names among them that move.
+    """
+
+    steps: int
+    """How many iterations of a loop may be followed one by one."""
+
+    def ranges(self, site: Site, body: Graph, given: Mapping[str, Range], moving: Set[str]) -> tuple[Range | None, ...]:
+        """Ranges of the outputs of ``body`` (None: shape unknown)."""
+        ...
+
+    def bound(self, site: Site, body: Graph, given: Mapping[str, Range], moving: Set[str], norm: Norm) -> BodyBound:
+        """Certified bounds of ``body``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """One application of an operator, as its rule sees it.
 
@@ -88,6 +119,8 @@ class Site:
         Parallel to ``node.inputs``: the stored tensor where the input is constant, else None.
     moving
         Parallel to ``node.inputs``: True where the input depends on a source (so its gain matters).
+    bodies
+        Certifies the nested graphs of the node; None where nobody can. Values that they capture follow the node's own inputs.
     """
 
     node: Node
@@ -95,6 +128,7 @@ class Site:
     outputs: tuple[Value | None, ...]
     constants: tuple[Constant | None, ...]
     moving: tuple[bool, ...]
+    bodies: Bodies | None = None
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Attribute ``name``: as stored, else the default of this schema version, else ``default``."""

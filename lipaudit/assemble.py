@@ -117,7 +117,8 @@ def _notes(topology: Topology) -> list[str]:
     notes: list[str] = []
     for source in topology.sources:
         if source.kind == "embedding":
-            notes.append(f"{source.label}: gains start at the embedding output {source.value.name!r}; its rows are those of the table")
+            rows = "its rows are those of the table" if source.table is not None else "its rows range over what the fused operator can give"
+            notes.append(f"{source.label}: gains start at the embedding output {source.value.name!r}; {rows}")
     for symbol, size in topology.simplified.pinned.items():
         notes.append(f"dimension {symbol} pinned to {size}")
     return notes

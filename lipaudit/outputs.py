@@ -31,15 +31,22 @@ class Outputs:
         rendered = [(name, path, render(name, audit, colour=path == "-" and _colour())) for name, path in pairs]
         for name, path, text in rendered:
             if path == "-":
-                sys.stdout.write(text if text.endswith("\n") else text + "\n")
-                sys.stdout.flush()
+                _print(text)
             else:
                 write_file(Path(path), text)
         shown = any(name == "terminal" and path == "-" for name, path in pairs)
         if shown:
             for name, path in pairs:
                 if path != "-":
-                    sys.stdout.write(f"{name} report: {path}\n")
+                    _print(f"{name} report: {path}")
+
+
+def _print(text: str) -> None:
+    """To standard output; what its encoding cannot hold is escaped, not an error."""
+    line = text if text.endswith("\n") else text + "\n"
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(line.encode(encoding, errors="backslashreplace").decode(encoding))
+    sys.stdout.flush()
 
 
 def parse_outputs(texts: Sequence[str], models: Sequence[str]) -> Outputs:

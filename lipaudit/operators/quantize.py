@@ -121,8 +121,13 @@ class DequantizeLinear(Rule):
 class DynamicQuantizeLinear(SeveralOutputs):
     """uint8 with a scale from the data: outputs q (jumps by up to 255), scale, zero point (jumps).
 
-    Scale ``(max(x, 0) - min(x, 0)) / 255``: gain 1/255, sqrt(2)/255, 2/255 in l1, l2, linf.
+    Scale ``(max(x, 0) - min(x, 0)) / 255``: gain 1/255, sqrt(2)/255, 2/255 in l1, l2, linf. ONNX divides by it even if all of x
+    is 0; ONNX Runtime then takes 1 for it, so it jumps by up to 1 where x may be 0.
     """
+
+    @staticmethod
+    def _may_vanish(x: Range) -> bool:
+        return bool(np.all(x.lo <= 0) and np.all(x.hi >= 0))
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Bytes; the scale from the reach of x."""
@@ -135,7 +140,8 @@ class DynamicQuantizeLinear(SeveralOutputs):
                 if x is None or not x.is_bounded
                 else float(max(np.max(x.hi, initial=0.0), 0.0) - min(np.min(x.lo, initial=0.0), 0.0))
             )
-            found.append(Range((), np.asarray(0.0), np.asarray(float(up(up(top) / 255)))))
+            least = 1.0 if x is None or self._may_vanish(x) else 0.0
+            found.append(Range((), np.asarray(0.0), np.asarray(max(least, float(up(up(top) / 255))))))
         if len(site.outputs) > 2:
             found.append(Range((), *byte, integral=True))
         return tuple(found)
@@ -149,7 +155,7 @@ class DynamicQuantizeLinear(SeveralOutputs):
         whole = Upper(255)
         parts = (
             Finite(ZERO, whole * repeat_factor(x.size, norm), method="any byte"),
-            Finite(scale, method="largest minus smallest element"),
+            Finite(scale, ONE if self._may_vanish(x) else ZERO, method="largest minus smallest element"),
             Finite(ZERO, whole, method="any byte"),
         )
         return jointly(parts[: max(1, len(site.outputs))], norm)

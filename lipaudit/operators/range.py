@@ -125,7 +125,7 @@ class Range:
         lo, hi = self.lo, self.hi
         with np.errstate(invalid="ignore"):
             widths = np.broadcast_arrays(hi, lo)[0] - np.broadcast_arrays(lo, hi)[0]
-        widths = np.where(np.isnan(widths), np.inf, widths)
+        widths = np.where(np.isnan(widths), np.inf, widths)  # an element that is infinite at both ends
         copies = self.size // max(widths.size, 1)
         top = Upper(widen(float(np.max(widths)), 1))
         if norm == "linf":
@@ -165,7 +165,7 @@ def widen(value: float, terms: int) -> float:
 
 
 def extent(widths: Floats, shape: tuple[int, ...], norm: Norm) -> Upper:
-    """The ``norm`` of a tensor of ``shape`` with elements ``widths`` (>= 0, broadcastable to it): exact for a few different ones."""
+    """The ``norm`` of a tensor of ``shape`` with elements ``widths`` (>= 0, broadcastable): exact for a few different ones."""
     size = math.prod(shape)
     if size == 0:
         return Upper(0)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from scipy.special import erf
 
-__all__ = ["Pair", "attack", "evaluator", "pair"]
+__all__ = ["Erf", "Pair", "attack", "evaluator", "pair"]
 
 Floats = NDArray[np.float64]
 _ORDER: dict[str, float] = {"l1": 1, "l2": 2, "linf": np.inf}
@@ -24,9 +27,19 @@ class Pair:
     distance: float
 
 
+class Erf(OpRun):
+    """The error function in the precision of its argument: that of the evaluator is in float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Any) -> tuple[Any]:
+        """As the evaluator calls it."""
+        return (erf(x),)
+
+
 def evaluator(model: onnx.ModelProto) -> Callable[[Floats], Floats]:
     """All outputs, flattened and concatenated, as a function of the one input."""
-    session = ReferenceEvaluator(model)
+    session = ReferenceEvaluator(model, new_ops=[Erf])
 
     def f(x: Floats) -> Floats:
         with np.errstate(all="ignore"):
@@ -52,13 +65,13 @@ def attack(f: Callable[[Floats], Floats], shape: tuple[int, ...], norm: str, rng
                 yield pair(y, f(z), x, z, norm)
 
 
-def pair(y: Floats, fz: Floats, x: Floats, z: Floats, norm: str) -> Pair:
-    """What the points x and z with the values y and fz say for certain."""
+def pair(y: Floats, fz: Floats, x: Floats, z: Floats, norm: str, error: float = 2.0**-36) -> Pair:
+    """What the points x and z with the values y and fz say for certain; ``error`` is that of one evaluation, relative to the values."""
     # Both evaluations are off by a modest multiple of the machine precision of what they sum up to.
     order = _ORDER[norm]
     if not np.all(np.isfinite(fz)):
         return Pair(0.0, 1.0)
-    error = 2.0**-36 * (1.0 + float(np.linalg.norm(y.ravel(), order)) + float(np.linalg.norm(fz, order)))
+    error = error * (1.0 + float(np.linalg.norm(y.ravel(), order)) + float(np.linalg.norm(fz, order)))
     change = float(np.linalg.norm((fz - y).ravel(), order)) * (1 - 2.0**-40) - error
     return Pair(max(change, 0.0), float(np.linalg.norm((z - x).ravel(), order)) * (1 + 2.0**-40))
 

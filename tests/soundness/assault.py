@@ -26,7 +26,7 @@ def assault(f: Function, norm: str, rng: np.random.Generator, *, points: int, co
             z = np.clip(z, f.lo, f.hi)
             fz = f.evaluate(z)
             if fz.shape == y.shape:
-                yield pair(y, fz, x, z, norm)
+                yield pair(y, fz, x, z, norm, f.error)
 
 
 def _base(f: Function, rng: np.random.Generator, k: int) -> Floats:

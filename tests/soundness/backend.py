@@ -23,6 +23,7 @@ from lipaudit.graph.load import load
 from lipaudit.graph.simplify import simplify
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.topology import Topology, recognise
+from tests.soundness.adversary import Erf
 
 __all__ = ["Case", "Function", "backend_cases", "certified", "domain_around", "function", "has_floats", "opened"]
 
@@ -118,6 +119,25 @@ class Function:
     centre: Floats
     lo: Floats
     hi: Floats
+    error: float = 2.0**-36
+    """Of one evaluation, relative to its values."""
+
+
+# Computed in float32 by the evaluator, whatever the type of the input.
+_SINGLE = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear", "Gelu", "GridSample", "AffineGrid", "MelWeightMatrix"})
+
+
+def _error(model: onnx.ModelProto) -> float:
+    """Single precision where the model converts to it on the way, or the evaluator does."""
+    narrow = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    stack = [model.graph]
+    while stack:
+        graph = stack.pop()
+        for node in graph.node:
+            if node.op_type in _SINGLE or (node.op_type == "Cast" and any(a.name == "to" and a.i in narrow for a in node.attribute)):
+                return 2.0**-18
+            stack.extend(a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)
+    return 2.0**-36
 
 
 def function(topology: Topology, case: Case, domain: Domain, outputs: Sequence[str]) -> Function | str:
@@ -127,7 +147,8 @@ def function(topology: Topology, case: Case, domain: Domain, outputs: Sequence[s
         return "no source is a graph input"
     given = {source.value.name: np.asarray(case.given[source.label], dtype=np.float64) for source in sources}
     try:
-        session = ReferenceEvaluator(to_model(topology.simplified, double=True))
+        model = to_model(topology.simplified, double=True)
+        session = ReferenceEvaluator(model, new_ops=[Erf])
     except Exception as error:  # the evaluator lacks some operators
         return f"not evaluated: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
     names = session.output_names
@@ -150,7 +171,7 @@ def function(topology: Topology, case: Case, domain: Domain, outputs: Sequence[s
         else (np.full(given[source.value.name].size, -np.inf), np.full(given[source.value.name].size, np.inf))
         for source in sources
     ]
-    found = Function(evaluate, centre, np.concatenate([lo for lo, _ in ends]), np.concatenate([hi for _, hi in ends]))
+    found = Function(evaluate, centre, np.concatenate([lo for lo, _ in ends]), np.concatenate([hi for _, hi in ends]), _error(model))
     try:
         evaluate(centre)
     except Exception as error:  # shapes or types that the evaluator does not take in float64

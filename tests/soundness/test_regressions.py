@@ -1,0 +1,119 @@
+"""Counterexamples that once beat a certificate, or looked as if they should: each model is small, and each is attacked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from lipaudit.bounds.scalar import Norm
+from lipaudit.certify import certify
+from lipaudit.certify.domain import Domain, ElementBox
+from lipaudit.operators.catalogue import Catalogue
+from tests.pipeline import make_model, topology
+from tests.soundness.adversary import attack, evaluator
+
+NORMS: tuple[Norm, ...] = ("l2", "l1", "linf")
+_AXIS = np.array([1])
+
+
+def node(op: str, inputs: list[str], output: str, **attrs: Any) -> onnx.NodeProto:
+    """A node named after its output."""
+    return helper.make_node(op, inputs, [output], name=f"n_{output}", **attrs)
+
+
+def holds(model: onnx.ModelProto, norm: Norm, box: tuple[float, float] | None = None, points: int = 12) -> str:
+    """Attack ``model`` (one double input x) and return the status of its certificate."""
+    found = topology(model)
+    ends = {} if box is None else {"x": ElementBox(np.asarray(box[0]), np.asarray(box[1]))}
+    headline = certify(found, Catalogue.load(), Domain({}, ends), norm).headline
+    if headline.status != "finite":
+        assert headline.reasons
+        return headline.status
+    shape = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
+    slope, offset = float(headline.slope), float(headline.offset)
+    for pair in attack(evaluator(model), shape, norm, np.random.default_rng(7), box, points=points):
+        assert pair.change <= slope * pair.distance + offset, (slope, offset, pair.change / pair.distance)
+    return headline.status
+
+
+def double(nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: dict[str, Any], outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
+    """A model in float64."""
+    return make_model(nodes, {"x": shape}, list(outputs), constants, dtype=onnx.TensorProto.DOUBLE)
+
+
+def root_mean_square(keepdims: int) -> onnx.ModelProto:
+    """``x / sqrt(mean(x^2) + eps)`` on a square: without its axis the statistic of row j divides *column* j."""
+    nodes = [
+        node("Pow", ["x", "two"], "squares"), node("ReduceMean", ["squares", "axis"], "mean", keepdims=keepdims),
+        node("Add", ["mean", "eps"], "shifted"), node("Sqrt", ["shifted"], "root"), node("Div", ["x", "root"], "y"),
+    ]  # fmt: skip
+    return double(nodes, (4, 4), {"two": 2.0, "axis": _AXIS, "eps": 1e-2})
+
+
+def centred(keepdims: int) -> onnx.ModelProto:
+    """Layer normalization whose mean lost its axis: row means are subtracted from columns."""
+    nodes = [
+        node("ReduceMean", ["x", "axis"], "mean", keepdims=keepdims), node("Sub", ["x", "mean"], "centred"),
+        node("Pow", ["centred", "two"], "squares"), node("ReduceMean", ["squares", "axis"], "variance", keepdims=1),
+        node("Add", ["variance", "eps"], "shifted"), node("Sqrt", ["shifted"], "root"), node("Div", ["centred", "root"], "y"),
+    ]  # fmt: skip
+    return double(nodes, (4, 4), {"two": 2.0, "axis": _AXIS, "eps": 1e-2})
+
+
+def put_back(axis: int) -> onnx.ModelProto:
+    """The lost axis is put back: at its place (1) it is a normalization, at the other (0) it is none."""
+    nodes = [
+        node("Pow", ["x", "two"], "squares"), node("ReduceMean", ["squares", "axis"], "mean", keepdims=0),
+        node("Add", ["mean", "eps"], "shifted"), node("Sqrt", ["shifted"], "root"), node("Unsqueeze", ["root", "place"], "column"),
+        node("Div", ["x", "column"], "y"),
+    ]  # fmt: skip
+    return double(nodes, (4, 4), {"two": 2.0, "axis": _AXIS, "eps": 1e-2, "place": np.array([axis])})
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("box", [None, (-0.5, 1.0)], ids=["reals", "box"])
+@pytest.mark.parametrize("build", [root_mean_square, centred, put_back])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_statistic_meets_its_own_rows(build: Any, kept: int, box: tuple[float, float] | None, norm: Norm) -> None:
+    model = build(kept)
+    status = holds(model, norm, box)
+    fused = [n for n in topology(model).graph.nodes if n.op == "Normalization"]
+    if kept:
+        assert len(fused) == 1 and status == "finite"
+    elif build is not centred:
+        assert not fused
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_mask_that_broadcasts_one_key(norm: Norm) -> None:
+    nodes = [
+        node("Slice", ["x", "zero", "one", "last"], "k"), node("Transpose", ["k"], "kt", perm=[0, 2, 1]),
+        node("MatMul", ["x", "kt"], "logits"), node("Add", ["logits", "mask"], "masked"), node("Softmax", ["masked"], "p", axis=-1),
+        node("MatMul", ["p", "x"], "y"),
+    ]  # fmt: skip
+    constants = {"zero": np.array([0]), "one": np.array([1]), "last": np.array([1]), "mask": np.zeros((1, 1, 4))}
+    assert holds(double(nodes, (1, 4, 3), constants), norm, (-1.0, 1.0)) == "finite"
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gelu_of_a_negative_multiple(norm: Norm) -> None:
+    nodes = [
+        node("Div", ["x", "root"], "scaled"), node("Neg", ["scaled"], "negative"), node("Erf", ["negative"], "erf"),
+        node("Add", ["erf", "one"], "sum"), node("Mul", ["x", "sum"], "product"), node("Mul", ["product", "half"], "y"),
+    ]  # fmt: skip
+    model = double(nodes, (3,), {"root": 1.4142135, "one": 1.0, "half": 0.5})
+    assert all(n.op != "Gelu" for n in topology(model).graph.nodes)
+    assert holds(model, norm, (-2.0, 3.0)) == "finite"
+
+
+def test_the_scale_of_dynamic_quantization_jumps_at_zero() -> None:
+    """ONNX Runtime takes the scale 1 for a tensor of zeros."""
+    quantize = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="quantize")
+    model = make_model([quantize], {"x": (4,)}, ["s"], opset=13)
+    near = certify(topology(model), Catalogue.load(), Domain({}, {"x": ElementBox(np.asarray(-1.0), np.asarray(1.0))}), "linf").headline
+    away = certify(topology(model), Catalogue.load(), Domain({}, {"x": ElementBox(np.asarray(0.5), np.asarray(1.0))}), "linf").headline
+    assert float(near.offset) >= 1.0 > float(near.slope) and away.offset.is_zero

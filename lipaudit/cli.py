@@ -52,7 +52,7 @@ def audit(
     input: Annotated[list[str] | None, typer.Option("--input", metavar="NAME=LO:HI", help="Domain of a float input; default: all reals.")] = None,
     dim: Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=N", help="Size of a symbolic dimension.")] = None,
     norm: Annotated[str, typer.Option(help="l2, l1 or linf.")] = "l2",
-    effort: Annotated[str, typer.Option(help="quick, normal or thorough.")] = "normal",
+    effort: Annotated[str, typer.Option(help="quick (default), normal or thorough.")] = "quick",
     time_limit: Annotated[float | None, typer.Option(help="Seconds for the search of inputs.")] = None,
     validate: Annotated[bool, typer.Option("--validate/--no-validate", help="Run the model to measure gains.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -9,7 +9,7 @@ from lipaudit.graph.ir import Graph
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
 from lipaudit.operators.flow import Flow
 from lipaudit.operators.hull import distance, hull
-from lipaudit.operators.moves import Branch, Outcome, flow_of, gain_of
+from lipaudit.operators.moves import Branch, OpenMoves, Outcome, flow_of, gain_of
 from lipaudit.operators.range import Range, reals
 
 __all__ = ["If", "named_ranges"]
@@ -69,7 +69,9 @@ class If(Rule):
         outcome = Outcome(tuple(branches), tuple(jumps), frozenset({0}), tuple(dict.fromkeys(reasons)))
         found = gain_of(outcome, i, norm, "worst branch")
         if i == 0 and not isinstance(found, Finite) and not reasons:
-            return type(found)("the condition depends on the input, and the two branches differ by an unbounded amount on this range")
+            return OpenMoves(
+                "the condition depends on the input, and the two branches differ by an unbounded amount on this range", outcome
+            )
         return found
 
     def _jump(self, ends: Sequence[tuple[Graph, tuple[Range | None, ...]]], o: int, norm: Norm) -> Upper:

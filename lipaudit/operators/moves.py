@@ -12,7 +12,7 @@ from lipaudit.bounds.scalar import ZERO, Norm, Upper, combine
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown, joint_flow
 from lipaudit.operators.flow import Flow, Reason, Row, flatten, may_be_undefined, merged
 
-__all__ = ["Branch", "Moves", "Outcome", "flow_of", "gain_of"]
+__all__ = ["Branch", "Moves", "OpenMoves", "Outcome", "flow_of", "gain_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,13 @@ class Moves(Finite):
     outcome: Outcome | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenMoves(Unbounded):
+    """As :class:`Moves` where an output has no bound; the others may have one."""
+
+    outcome: Outcome | None = None
+
+
 def gain_of(outcome: Outcome, i: int, norm: Norm, method: str) -> Gain:
     """The constant of input ``i`` alone to all outputs jointly."""
     slopes: list[Upper] = []
@@ -56,17 +63,22 @@ def gain_of(outcome: Outcome, i: int, norm: Norm, method: str) -> Gain:
         offset = offset + combine(outcome.jumps, norm)
     if slope.is_finite and offset.is_finite:
         return Moves(slope, offset, method, {"branches": [s.decimal() for s in slopes]}, outcome)
+    if any(reason.status == "unknown" for reason in outcome.reasons):
+        return Unknown(_said(outcome))
+    return OpenMoves(_said(outcome), outcome)
+
+
+def _said(outcome: Outcome) -> str:
     words = [f"inside its body, {reason.op}: {reason.reason}" if reason.op else reason.reason for reason in outcome.reasons[:3]]
-    said = "; ".join(dict.fromkeys(words)) or "its body has no finite bound on this range"
-    return Unknown(said) if any(reason.status == "unknown" for reason in outcome.reasons) else Unbounded(said)
+    return "; ".join(dict.fromkeys(words)) or "its body has no finite bound on this range"
 
 
 def flow_of(site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
     """Flow of each output: the contributions of the inputs add within a branch, and the worst branch counts column by column."""
     moving = [(i, flow, gain) for i, (flow, gain) in enumerate(zip(flows, gains, strict=True)) if flow is not None and gain is not None]
-    outcome = next((gain.outcome for _, _, gain in moving if isinstance(gain, Moves)), None)
+    outcome = next((gain.outcome for _, _, gain in moving if isinstance(gain, (Moves, OpenMoves))), None)
     undefined = [flow for _, flow, _ in moving if may_be_undefined(flow)]
-    if outcome is None or any(not isinstance(gain, Moves) for _, _, gain in moving):
+    if outcome is None or any(not isinstance(gain, (Moves, OpenMoves)) for _, _, gain in moving):
         return joint_flow(site, flows, gains, norm)
     if undefined:
         # A body is certified on ranges of defined values: comparisons inside would decide by them.
@@ -83,9 +95,16 @@ def flow_of(site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | Non
             row = _row(branch, o, rows)
             worst = row if worst is None else _larger(worst, row)
         assert worst is not None
-        offset = worst.offset + outcome.jumps[o] if jumps else worst.offset
-        found.append(Flow((Row(worst.gains, offset),), reasons=reasons))
+        row = Row(worst.gains, worst.offset + outcome.jumps[o] if jumps else worst.offset)
+        open_ended = not (row.offset.is_finite and all(gain.is_finite for gain in row.gains))
+        why = (Reason(site.node.name, site.node.kind, "unbounded", _reason_at(outcome, gains)),) if open_ended else ()
+        found.append(Flow((row,), reasons=merged((reasons, why))))
     return tuple(found)
+
+
+def _reason_at(outcome: Outcome, gains: Sequence[Gain | None]) -> str:
+    said = [gain.reason for gain in gains if isinstance(gain, Unbounded)]
+    return said[0] if said else _said(outcome)
 
 
 def _still(row: Row) -> bool:

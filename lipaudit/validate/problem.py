@@ -221,7 +221,7 @@ def _table_rows(graph: Graph, name: str) -> int | None:
                 shape = graph.value(node.inputs[0]).shape
                 axis = int(node.attrs.get("axis", 0))
                 if shape is not None and -len(shape) <= axis < len(shape):
-                    found.append(shape[axis])
-            elif node.op in _PASSING and node.inputs[0] == current:
+                    found.append([*shape][axis])
+            elif node.op in _PASSING and current in node.inputs[:1]:
                 stack.extend(node.outputs)
     return min(found, default=None)

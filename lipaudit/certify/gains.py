@@ -36,7 +36,7 @@ class Bound:
 
     @property
     def status(self) -> str:
-        """ "finite", "unbounded" (no constant exists or is provable) or "unknown" (no rule applies)."""
+        """One of "finite", "unbounded" (no constant exists or is provable) or "unknown" (no rule applies)."""
         if self.slope.is_finite and self.offset.is_finite:
             return "finite"
         return "unknown" if any(reason.status == "unknown" for reason in self.reasons) else "unbounded"
@@ -93,7 +93,8 @@ class Tree:
         self._nodes = {node.name: node for node in graph.nodes}
         self._order = {node.name: i for i, node in enumerate(graph.nodes)}
         self._level_of: dict[str, str] = {}
-        self._moving = frozenset(name for site in sites.values() for name, moves in zip(site.node.inputs, site.moving, strict=True) if moves)
+        reads = (pair for site in sites.values() for pair in zip(site.node.inputs, site.moving, strict=True))
+        self._moving = frozenset(name for name, moves in reads if moves)
 
     # ------------------------------------------------------------------ the tree
 
@@ -190,7 +191,8 @@ class Tree:
             moving = [i for i, moves in enumerate(site.moving) if moves]
             if rule is None or len(moving) != 1 or item.inputs[moving[0]] != value or len(item.outputs) != 1:
                 return None
-            if not isinstance(self._gains[item.name].gains[moving[0]], Finite):
+            gain = self._gains[item.name].gains[moving[0]]
+            if not isinstance(gain, Finite) or not gain.offset.is_zero:
                 return None
             operator = rule.linear(site, moving[0])
             if operator is None:
@@ -201,7 +203,8 @@ class Tree:
             return None
         verified = compose(operators).norm(self.norm)
         evidence = {"entry": region.entries[0], "exit": region.exit, "kind": region.kind, **verified.evidence}
-        step = self.ledger.add("region gain", region.path, f"affine chain as one operator: {verified.method}", verified.upper, operands=steps, evidence=evidence)
+        rule = f"affine chain as one operator: {verified.method}"
+        step = self.ledger.add("region gain", region.path, rule, verified.upper, operands=steps, evidence=evidence)
         return Bound(verified.upper, ZERO, f"affine chain: {verified.method}", (), step)
 
     # ------------------------------------------------------------------ one level

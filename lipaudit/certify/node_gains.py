@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lipaudit.bounds.scalar import INFINITE, Norm
+from lipaudit.certify.integers import rounded
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.ranges import Ranges
 from lipaudit.certify.sites import shape_problem
@@ -52,10 +53,13 @@ def ask(
         problem = shape_problem(site)
         if any(name in random for name in node.inputs):
             problem = "it reads random numbers, so it is not a function of its input"
+        wrapped = next((value for value in site.outputs if value is not None and value.name in ranges.overflowing), None)
+        if wrapped is not None:
+            problem = f"{wrapped.name!r} may overflow its type {wrapped.dtype} on this domain"
         if problem is not None:
             return tuple(Unknown(problem) if moving else None for moving in site.moving)
         xs = ranges.of(site)
-        return tuple(rule.gain(site, i, norm, xs) if moving else None for i, moving in enumerate(site.moving))
+        return tuple(rounded(site, rule.gain(site, i, norm, xs), norm) if moving else None for i, moving in enumerate(site.moving))
 
     answers: dict[str, tuple[Gain | None, ...]] = {}
     with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
@@ -77,5 +81,3 @@ def _recorded(node: Node, gains: tuple[Gain | None, ...], ledger: Ledger) -> Nod
             evidence = {"input": i, "status": status, "reason": gain.reason}
             steps.append(ledger.add("gain", node.name, node.kind, INFINITE, offset=INFINITE, evidence=evidence))
     return NodeGains(gains, tuple(steps))
-
-

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lipaudit.certify import integers
 from lipaudit.certify.domain import Domain
 from lipaudit.certify.sites import shape_problem
 from lipaudit.graph.ir import Constant, Graph, Value
@@ -30,6 +31,8 @@ class Ranges(Mapping[str, Range]):
     def __init__(self, constants: Mapping[str, Constant]) -> None:
         self._constants = constants
         self._found: dict[str, Range] = {}
+        self.overflowing: set[str] = set()
+        """Values of an integer type that the real result of their operator may leave."""
 
     def __getitem__(self, name: str) -> Range:
         found = self._found.get(name)
@@ -43,9 +46,11 @@ class Ranges(Mapping[str, Range]):
     def __len__(self) -> int:
         return len(self._found)
 
-    def put(self, name: str, value: Range) -> None:
+    def put(self, name: str, value: Range, *, overflows: bool = False) -> None:
         """Record the range of a computed value."""
         self._found[name] = value
+        if overflows:
+            self.overflowing.add(name)
 
     def of(self, site: Site) -> list[Range | None]:
         """Ranges of a site's inputs, None where omitted or of unknown shape."""
@@ -72,7 +77,8 @@ def forward(graph: Graph, given: Mapping[str, Range | None], catalogue: Catalogu
             answers = rule.range(site, ranges.of(site))
             for k, value in enumerate(site.outputs):
                 if value is not None and value.shape is not None:
-                    ranges.put(value.name, _sane(answers[k]) if k < len(answers) else reals(value.shape))
+                    found = _sane(answers[k]) if k < len(answers) else reals(value.shape)
+                    ranges.put(value.name, integers.within(value, found), overflows=integers.overflow(value, found))
         else:
             for value in site.outputs:
                 if value is not None and value.shape is not None:

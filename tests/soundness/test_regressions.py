@@ -40,7 +40,9 @@ def holds(model: onnx.ModelProto, norm: Norm, box: tuple[float, float] | None = 
     return headline.status
 
 
-def double(nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: dict[str, Any], outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
+def double(
+    nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: dict[str, Any], outputs: tuple[str, ...] = ("y",)
+) -> onnx.ModelProto:
     """A model in float64."""
     return make_model(nodes, {"x": shape}, list(outputs), constants, dtype=onnx.TensorProto.DOUBLE)
 
@@ -117,3 +119,46 @@ def test_the_scale_of_dynamic_quantization_jumps_at_zero() -> None:
     near = certify(topology(model), Catalogue.load(), Domain({}, {"x": ElementBox(np.asarray(-1.0), np.asarray(1.0))}), "linf").headline
     away = certify(topology(model), Catalogue.load(), Domain({}, {"x": ElementBox(np.asarray(0.5), np.asarray(1.0))}), "linf").headline
     assert float(near.offset) >= 1.0 > float(near.slope) and away.offset.is_zero
+
+
+def whole_numbers(nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: dict[str, Any], to: int) -> onnx.ModelProto:
+    """``nodes`` from i, the input converted to integers, to n, which is converted back."""
+    first = helper.make_node("Cast", ["x"], ["i"], name="n_i", to=to)
+    last = helper.make_node("Cast", ["n"], ["y"], name="n_y", to=onnx.TensorProto.DOUBLE)
+    return make_model([first, *nodes, last], {"x": shape}, ["y"], constants, dtype=onnx.TensorProto.DOUBLE, opset=13)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_mean_of_integers_is_rounded(norm: Norm) -> None:
+    """Only the first element can jump, by 1; the mean of four moves by 1/4 and its integer part by 1."""
+    nodes = [node("Add", ["i", "ones"], "sum"), node("ReduceMean", ["sum"], "n", axes=[0])]
+    lo, hi = np.array([0.5, 0.1, 0.1, 0.1]), np.array([1.5, 0.2, 0.2, 0.2])
+    model = whole_numbers(nodes, (4,), {"ones": np.array([0, 1, 1, 1], dtype=np.int32)}, onnx.TensorProto.INT32)
+    headline = certify(topology(model), Catalogue.load(), Domain({}, {"x": ElementBox(lo, hi)}), norm).headline
+    step = 1e-6  # from just below 1 to 1
+    assert float(headline.slope) * step + float(headline.offset) >= 1.0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_integer_power_is_rounded(norm: Norm) -> None:
+    power = node("Pow", ["base", "x"], "n")
+    back = helper.make_node("Cast", ["n"], ["y"], name="n_y", to=onnx.TensorProto.DOUBLE)
+    model = double([power, back], (2,), {"base": np.array([2, 3], dtype=np.int32)})
+    assert holds(model, norm, (0.0, 2.0), points=30) == "finite"
+
+
+@pytest.mark.parametrize("kind, constant", [(onnx.TensorProto.INT32, np.int32(2_000_000_000)), (onnx.TensorProto.UINT8, np.uint8(100))])
+def test_integers_may_overflow(kind: int, constant: Any) -> None:
+    """3 * 2 000 000 000 is negative in 32 bits, 3 * 100 is 44 in 8 bits."""
+    model = whole_numbers([node("Mul", ["i", "c"], "n")], (2,), {"c": np.asarray(constant)}, kind)
+    assert holds(model, "l2", (0.0, 3.5)) == "unknown"
+    assert holds(model, "l2", (0.0, 1.5)) == "finite"
+
+
+def test_a_divisor_that_wraps_around() -> None:
+    """A byte plus 200 lies in 0..255, not in 200..455: it may be 0."""
+    offset = helper.make_node("Add", ["ids", "c"], ["shifted"], name="n_shifted")
+    wide = helper.make_node("Cast", ["shifted"], ["divisor"], name="n_divisor", to=onnx.TensorProto.FLOAT)
+    model = make_model([offset, wide, node("Div", ["x", "divisor"], "y")], {"x": (2,)}, ["y"], {"c": np.uint8(200)})
+    model.graph.input.append(helper.make_tensor_value_info("ids", onnx.TensorProto.UINT8, [2]))
+    assert certify(topology(model), Catalogue.load(), Domain({}), "l2").headline.status == "unknown"

@@ -67,7 +67,7 @@ def certify(
             flows[name] = random_flow(columns[-1].stop if columns else 0, name)
     headline, matrix = _whole(topology, flows, columns, outputs, norm, ledger, steps)
     if not topology.sources and (reached := _inputs_behind(graph, outputs)):
-        words = f"its inputs ({', '.join(reached)}) are no floating-point tensors and no embedding is looked up: nothing can move continuously"
+        words = f"its inputs ({', '.join(reached)}) are no floating-point tensors and look up no embedding: nothing moves continuously"
         headline = Bound(INFINITE, INFINITE, "none", (Reason(reached[0], "input", "unknown", words),), headline.step)
     return Certificate(headline, matrix, tree.bounds, ranges, sites, gains, outputs, ledger.steps)
 
@@ -95,7 +95,13 @@ def _float_outputs(topology: Topology) -> tuple[str, ...]:
 
 
 def _whole(
-    topology: Topology, flows: Mapping[str, Flow], columns: Sequence[range], outputs: Sequence[str], norm: Norm, ledger: Ledger, steps: list[int]
+    topology: Topology,
+    flows: Mapping[str, Flow],
+    columns: Sequence[range],
+    outputs: Sequence[str],
+    norm: Norm,
+    ledger: Ledger,
+    steps: list[int],
 ) -> tuple[Bound, dict[tuple[str, str], Bound]]:
     """The joint bound and the matrix source x output. Source i is cut into the parts ``columns[i]``."""
     sources = [source.value.name for source in topology.sources]

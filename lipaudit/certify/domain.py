@@ -59,7 +59,7 @@ class Domain:
 
     @property
     def kind(self) -> str:
-        """ "reals" or "box"."""
+        """Where the certificate holds: "reals" or "box"."""
         return "box" if self.boxes or self.elements else "reals"
 
     def check(self, sources: Sequence[Source], where: str) -> None:

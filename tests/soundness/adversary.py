@@ -49,7 +49,14 @@ def evaluator(model: onnx.ModelProto) -> Callable[[Floats], Floats]:
     return f
 
 
-def attack(f: Callable[[Floats], Floats], shape: tuple[int, ...], norm: str, rng: np.random.Generator, box: tuple[float, float] | None, points: int = 8) -> Iterator[Pair]:
+def attack(
+    f: Callable[[Floats], Floats],
+    shape: tuple[int, ...],
+    norm: str,
+    rng: np.random.Generator,
+    box: tuple[float, float] | None,
+    points: int = 8,
+) -> Iterator[Pair]:
     """Pairs along the worst directions of the Jacobian at many points, and random ones, at several distances."""
     for k in range(points):
         x = _point(shape, rng, box, k)

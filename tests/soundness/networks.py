@@ -79,10 +79,29 @@ def _start(draw: Draw, shape: tuple[int, ...], bounded: bool) -> Builder:
 
 
 _ACTIVATIONS: list[tuple[str, dict[str, Any]]] = [
-    ("Relu", {}), ("LeakyRelu", {"alpha": 0.2}), ("LeakyRelu", {"alpha": -0.5}), ("Elu", {"alpha": 1.5}), ("Selu", {}), ("Celu", {"alpha": 0.7}),
-    ("Sigmoid", {}), ("Tanh", {}), ("Softplus", {}), ("Softsign", {}), ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}), ("HardSwish", {}),
-    ("Erf", {}), ("Mish", {}), ("Abs", {}), ("Neg", {}), ("Sin", {}), ("Cos", {}), ("Atan", {}), ("Asinh", {}), ("Round", {}), ("Floor", {}),
-]  # fmt: skip
+    ("Relu", {}),
+    ("LeakyRelu", {"alpha": 0.2}),
+    ("LeakyRelu", {"alpha": -0.5}),
+    ("Elu", {"alpha": 1.5}),
+    ("Selu", {}),
+    ("Celu", {"alpha": 0.7}),
+    ("Sigmoid", {}),
+    ("Tanh", {}),
+    ("Softplus", {}),
+    ("Softsign", {}),
+    ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}),
+    ("HardSwish", {}),
+    ("Erf", {}),
+    ("Mish", {}),
+    ("Abs", {}),
+    ("Neg", {}),
+    ("Sin", {}),
+    ("Cos", {}),
+    ("Atan", {}),
+    ("Asinh", {}),
+    ("Round", {}),
+    ("Floor", {}),
+]
 
 
 def _activation(draw: Draw, b: Builder) -> None:
@@ -173,7 +192,9 @@ def _slices(draw: Draw, b: Builder) -> None:
         return
     source, width = b.value, n - 1
     one = b.add("Slice", source, b.constant([0], np.int64), b.constant([width], np.int64), b.constant([axis], np.int64))[0]
-    two = b.add("Slice", source, b.constant([1], np.int64), b.constant([n], np.int64), b.constant([axis], np.int64), shape=(*b.shape[:-1], width))[0]
+    two = b.add(
+        "Slice", source, b.constant([1], np.int64), b.constant([n], np.int64), b.constant([axis], np.int64), shape=(*b.shape[:-1], width)
+    )[0]
     if draw(st.booleans()):
         b.add("Add", one, two)
     else:
@@ -253,7 +274,9 @@ def tokens(draw: Draw, bounded: bool = False) -> onnx.ModelProto:
 def images(draw: Draw, bounded: bool = False) -> onnx.ModelProto:
     """Small convolutional graphs on (1, c, h, w)."""
     shape = (1, draw(st.integers(1, 3)), draw(st.integers(2, 5)), draw(st.integers(2, 5)))
-    return _finish(draw, _start(draw, shape, bounded), [_conv, _conv, _pool, _batchnorm, _activation, _join, _keep, _resize, _affine_channels])
+    return _finish(
+        draw, _start(draw, shape, bounded), [_conv, _conv, _pool, _batchnorm, _activation, _join, _keep, _resize, _affine_channels]
+    )
 
 
 def _finish(draw: Draw, b: Builder, steps: list[Callable[[Draw, Builder], None]]) -> onnx.ModelProto:
@@ -307,13 +330,27 @@ def _conv(draw: Draw, b: Builder) -> None:
     stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     pads = draw(st.tuples(*[st.integers(0, 2)] * 4))
-    out = tuple((n + pads[i] + pads[i + 2] - (k - 1) * d - 1) // s + 1 for i, (n, k, s, d) in enumerate(zip((h, w), kernel, stride, dilation, strict=True)))
+    out = tuple(
+        (n + pads[i] + pads[i + 2] - (k - 1) * d - 1) // s + 1
+        for i, (n, k, s, d) in enumerate(zip((h, w), kernel, stride, dilation, strict=True))
+    )
     if min(out) < 1 or max(out) > 7:
         return
     group = c if draw(st.booleans()) else 1
     o = group * draw(st.integers(1, 2))
     weight = b.constant(b.weights(o, c // group, *kernel))
-    b.add("Conv", b.value, weight, b.constant(b.weights(o)), kernel_shape=kernel, strides=stride, dilations=dilation, pads=pads, group=group, shape=(1, o, *out))
+    b.add(
+        "Conv",
+        b.value,
+        weight,
+        b.constant(b.weights(o)),
+        kernel_shape=kernel,
+        strides=stride,
+        dilations=dilation,
+        pads=pads,
+        group=group,
+        shape=(1, o, *out),
+    )
 
 
 def _pool(draw: Draw, b: Builder) -> None:
@@ -344,7 +381,16 @@ def _resize(draw: Draw, b: Builder) -> None:
         return
     mode = draw(st.sampled_from(["nearest", "linear"]))
     scales = b.constant([1.0, 1.0, 2.0, 2.0], np.float32)
-    b.add("Resize", b.value, "", scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor", shape=(1, c, 2 * h, 2 * w))
+    b.add(
+        "Resize",
+        b.value,
+        "",
+        scales,
+        mode=mode,
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+        shape=(1, c, 2 * h, 2 * w),
+    )
 
 
 def _affine_channels(draw: Draw, b: Builder) -> None:

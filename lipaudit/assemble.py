@@ -180,7 +180,7 @@ def _regions(topology: Topology, certificate: Certificate, seen: Measurements | 
 
 def _log(gain: Upper) -> float:
     """Positive log10 gain; regions that do not amplify, and those without a finite gain, have no share."""
-    return gain.log10() if gain.is_finite and ONE < gain else 0.0
+    return gain.log10() if gain.is_finite and gain > ONE else 0.0
 
 
 def _operators(topology: Topology, catalogue: Catalogue, certificate: Certificate) -> list[records.OperatorUse]:
@@ -235,5 +235,3 @@ def ruleset_sha256(folder: Path, user_files: Sequence[Path] = ()) -> str:
     for path in user_files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
-
-

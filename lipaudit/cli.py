@@ -49,7 +49,9 @@ def audit(
         list[str] | None,
         typer.Option("-o", "--output", metavar="FORMAT=PATH", help="html, json, markdown or terminal; PATH - is standard output."),
     ] = None,
-    input: Annotated[list[str] | None, typer.Option("--input", metavar="NAME=LO:HI", help="Domain of a float input; default: all reals.")] = None,
+    boxes: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=LO:HI", help="Domain of a float input; default: all reals.")
+    ] = None,
     dim: Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=N", help="Size of a symbolic dimension.")] = None,
     norm: Annotated[str, typer.Option(help="l2, l1 or linf.")] = "l2",
     effort: Annotated[str, typer.Option(help="quick (default), normal or thorough.")] = "quick",
@@ -77,7 +79,7 @@ def audit(
     for model in models:
         try:
             code = _audit_one(
-                model, outputs, fail_on, boxes=input or [], dims=sizes, norm=norm, effort=effort, time_limit=time_limit,
+                model, outputs, fail_on, boxes=boxes or [], dims=sizes, norm=norm, effort=effort, time_limit=time_limit,
                 measure=validate, device=device, seed=seed, select=select or [], ignore=ignore or [], rules=rules or [],
             )  # fmt: skip
         except LipauditError as error:
@@ -208,5 +210,3 @@ def _is_usage(error: Exception) -> bool:
 
 if __name__ == "__main__":
     main()
-
-

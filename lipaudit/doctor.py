@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf
+from scipy.linalg import lapack
 
 from lipaudit.bounds.dense import dense_norm
 from lipaudit.bounds.scalar import Lower
@@ -32,7 +32,7 @@ def report() -> tuple[str, bool]:
             continue
     if "onnxruntime" in found and "onnxruntime-gpu" in found:
         healthy = False
-        lines.append("PROBLEM both onnxruntime and onnxruntime-gpu are installed; they overwrite each other: uninstall both, then install one.")
+        lines.append("PROBLEM onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, install one.")
     if "onnxruntime" not in found and "onnxruntime-gpu" not in found:
         healthy = False
         lines.append("PROBLEM no onnxruntime: nothing can be measured; install lipaudit's dependencies again.")
@@ -44,7 +44,7 @@ def report() -> tuple[str, bool]:
 
 def _numerical_model() -> tuple[bool, str]:
     """The certificates need IEEE doubles in BLAS and LAPACK: no flush of NaN pivots, error of inner products within gamma_k."""
-    failed = dpotrf(np.array([[1.0, 2.0], [2.0, 1.0]]), lower=1)[1]
+    failed = lapack.dpotrf(np.array([[1.0, 2.0], [2.0, 1.0]]), lower=1)[1]
     if failed == 0:
         return False, "LAPACK's Cholesky accepts an indefinite matrix: certified norms would be wrong on this machine"
     hilbert = 1.0 / (np.arange(24)[:, None] + np.arange(24)[None, :] + 1.0)

@@ -29,13 +29,12 @@ class Outputs:
         if not any(path == "-" for _, path in pairs):
             pairs.insert(0, ("terminal", "-"))
         rendered = [(name, path, render(name, audit, colour=path == "-" and _colour())) for name, path in pairs]
-        for name, path, text in rendered:
+        for _, path, text in rendered:
             if path == "-":
                 _print(text)
             else:
                 write_file(Path(path), text)
-        shown = any(name == "terminal" and path == "-" for name, path in pairs)
-        if shown:
+        if ("terminal", "-") in pairs:
             for name, path in pairs:
                 if path != "-":
                     _print(f"{name} report: {path}")

@@ -55,7 +55,7 @@ def topology(model: onnx.ModelProto, dims: Mapping[str, int] | None = None) -> T
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model.SerializeToString())
-        return recognise(simplify(load(str(path)).graph, dict(dims or {})))
+        return recognise(simplify(load(str(path)).graph, dict(dims or {}), operators=Catalogue.load().operators()))
 
 
 def certificate(model: onnx.ModelProto, norm: Norm = "l2", boxes: Sequence[str] = (), dims: Mapping[str, int] | None = None) -> Certificate:

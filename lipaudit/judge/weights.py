@@ -62,7 +62,7 @@ def _role(node: Node, i: int, constant: Constant) -> str:
 
 def _float32(constant: Constant) -> NDArray[Any]:
     array = constant.array()
-    return array if array.dtype in (np.float32, np.float64) else np.asarray(array, dtype=np.float32)
+    return array if str(array.dtype) in ("float32", "float64") else np.asarray(array, dtype=np.float32)
 
 
 def _facts(constant: Constant, role: str) -> dict[str, Any]:

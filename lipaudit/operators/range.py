@@ -157,8 +157,7 @@ def _difference(high: float, low: float) -> float:
 
 
 def widen(value: float, terms: int) -> float:
-    """``value``, a sum of ``terms`` non-negative products in binary64 (or its root), raised above its exact value.
-    """
+    """``value``, a sum of ``terms`` non-negative products in binary64 (or its root), raised above its exact value."""
     if value == 0:
         return value
     return math.nextafter(value * (1.0 + (terms + 4) * 2.0**-52), math.inf)

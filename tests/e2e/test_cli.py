@@ -20,7 +20,9 @@ from tests.pipeline import make_model
 QUICK = ("--effort", "quick")
 
 
-def lipaudit(*arguments: str, stdin: bytes | None = None, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+def lipaudit(
+    *arguments: str, stdin: bytes | None = None, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """Run the installed command in a process of its own."""
     command = [sys.executable, "-m", "lipaudit", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, **(env or {})}, cwd=cwd, check=False, timeout=120)

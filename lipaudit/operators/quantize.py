@@ -121,7 +121,8 @@ class DequantizeLinear(Rule):
 class DynamicQuantizeLinear(SeveralOutputs):
     """uint8 with a scale from the data: outputs q (jumps by up to 255), scale, zero point (jumps).
 
-    Scale ``(max(x, 0) - min(x, 0)) / 255``: gain 1/255, sqrt(2)/255, 2/255 in l1, l2, linf. ONNX divides by it even if all of x
+    Scale ``(max(x, 0) - min(x, 0)) / 255``: gain 1/255, sqrt(2)/255, 2/255 in l1, l2, linf, and 1/255 if x
+    keeps one sign. ONNX divides by it even if all of x
     is 0; ONNX Runtime then takes 1 for it, so it jumps by up to 1 where x may be 0.
     """
 
@@ -151,7 +152,9 @@ class DynamicQuantizeLinear(SeveralOutputs):
         x = xs[0]
         if x is None or not x.is_bounded:
             return Unbounded("the rounding step is (max x - min x)/255 and grows with the input: give the input a box")
-        scale = {"l1": Upper(1), "l2": Upper(2).sqrt(), "linf": Upper(2)}[norm] / Lower(255)
+        # An extremum that the range keeps on the far side of 0 does not count.
+        ends = max(1, int(np.any(x.hi > 0)) + int(np.any(x.lo < 0)))
+        scale = {"l1": Upper(1), "l2": Upper(ends).sqrt(), "linf": Upper(ends)}[norm] / Lower(255)
         whole = Upper(255)
         parts = (
             Finite(ZERO, whole * repeat_factor(x.size, norm), method="any byte"),

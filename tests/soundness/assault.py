@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 def assault(f: Function, norm: str, rng: np.random.Generator, *, points: int, columns: int) -> Iterator[Pair]:
-    """Around ``points`` base points: the worst direction of ``columns`` sampled columns of the Jacobian, far and near; corners; random pairs."""
+    """Around ``points`` base points: the worst direction of ``columns`` sampled columns of the Jacobian, far and near; corners; random."""
     for k in range(points):
         x = _base(f, rng, k)
         y = f.evaluate(x)

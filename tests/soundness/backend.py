@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,14 @@ def domain_around(topology: Topology, case: Case, radius: float) -> Domain:
     return Domain({}, boxes)
 
 
+@cache
+def _catalogue() -> Catalogue:
+    return Catalogue.load()
+
+
 def certified(topology: Topology, domain: Domain, norm: Norm) -> Certificate:
     """The certificate of the case."""
-    return certify(topology, Catalogue.load(), domain, norm)
+    return certify(topology, _catalogue(), domain, norm)
 
 
 @dataclass(frozen=True)

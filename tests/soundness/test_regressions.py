@@ -125,7 +125,7 @@ def whole_numbers(nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants
     """``nodes`` from i, the input converted to integers, to n, which is converted back."""
     first = helper.make_node("Cast", ["x"], ["i"], name="n_i", to=to)
     last = helper.make_node("Cast", ["n"], ["y"], name="n_y", to=onnx.TensorProto.DOUBLE)
-    return make_model([first, *nodes, last], {"x": shape}, ["y"], constants, dtype=onnx.TensorProto.DOUBLE, opset=13)
+    return make_model([first, *nodes, last], {"x": shape}, ["y"], constants, dtype=onnx.TensorProto.DOUBLE, opset=14)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -147,7 +147,7 @@ def test_an_integer_power_is_rounded(norm: Norm) -> None:
     assert holds(model, norm, (0.0, 2.0), points=30) == "finite"
 
 
-@pytest.mark.parametrize("kind, constant", [(onnx.TensorProto.INT32, np.int32(2_000_000_000)), (onnx.TensorProto.UINT8, np.uint8(100))])
+@pytest.mark.parametrize(("kind", "constant"), [(onnx.TensorProto.INT32, np.int32(2_000_000_000)), (onnx.TensorProto.UINT8, np.uint8(100))])
 def test_integers_may_overflow(kind: int, constant: Any) -> None:
     """3 * 2 000 000 000 is negative in 32 bits, 3 * 100 is 44 in 8 bits."""
     model = whole_numbers([node("Mul", ["i", "c"], "n")], (2,), {"c": np.asarray(constant)}, kind)

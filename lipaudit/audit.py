@@ -94,7 +94,7 @@ def audit(
     tell("load", 0.0)
     loaded = load(os.fspath(path))
     tell("simplify", 0.0)
-    graph = simplify(loaded.graph, options.dims)
+    graph = simplify(loaded.graph, options.dims, operators=catalogue.operators())
     tell("recognise", 0.0)
     topology = recognise(graph)
     domain.check(topology.sources, loaded.path)

@@ -129,19 +129,23 @@ def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL")],
     why: Annotated[str | None, typer.Option("--why", metavar="NODE", help="Say why a node was not recognised as something.")] = None,
     dim: Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=N", help="Size of a symbolic dimension.")] = None,
+    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="DIR", help="A folder with further rules.")] = None,
 ) -> None:
     """Print the region tree of a model: what was recognised, and why something was not."""
     from lipaudit.inspect import inspect_text
 
-    typer.echo(inspect_text(model, dims=_sizes(dim or []), why=why))
+    typer.echo(inspect_text(model, dims=_sizes(dim or []), why=why, rules=rules or []))
 
 
 @app.command()
-def explain(subject: Annotated[str, typer.Argument(metavar="CODE|OPERATOR")]) -> None:
+def explain(
+    subject: Annotated[str, typer.Argument(metavar="CODE|OPERATOR")],
+    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="DIR", help="A folder with further rules.")] = None,
+) -> None:
     """Explain a guideline (LIP201) or the rule of an operator (Softmax, com.microsoft::Attention)."""
     from lipaudit.explain import explain as text
 
-    typer.echo(text(subject))
+    typer.echo(text(subject, rules or []))
 
 
 @app.command()

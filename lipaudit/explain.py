@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from lipaudit.errors import UsageError
 from lipaudit.judge.guideline import Example, FactType, Guideline, citations, documented_facts, load_guidelines
@@ -18,7 +19,7 @@ _WIDTH = 100
 _LABEL = 12
 
 
-def explain(subject: str) -> str:
+def explain(subject: str, rules: Sequence[str] = ()) -> str:
     """A guideline or an operator in words.
 
     Parameters
@@ -26,6 +27,8 @@ def explain(subject: str) -> str:
     subject
         Code (``LIP202``) or name (``normalization-epsilon-oversized``) of a guideline; an operator as ``Softmax`` (of every
         domain that has one) or ``com.microsoft::Attention``. Upper and lower case are the same.
+    rules
+        Folders with further rules and guidelines.
 
     Raises
     ------
@@ -33,11 +36,12 @@ def explain(subject: str) -> str:
         There is no such guideline or operator; names the nearest.
     """
     wanted = subject.strip().casefold()
-    guidelines = load_guidelines()
+    folders = [Path(folder) for folder in rules]
+    guidelines = load_guidelines(folders)
     for guideline in guidelines:
         if wanted in (guideline.code.casefold(), guideline.name.casefold()):
             return "\n".join(_guideline(guideline))
-    catalogue = Catalogue.load()
+    catalogue = Catalogue.load(folders)
     kinds = [*catalogue.entries, *catalogue.refusals]
     found = [kind for kind in kinds if wanted in (kind.casefold(), _op(kind).casefold())]
     if found:
@@ -127,13 +131,20 @@ def _operator(kind: str, catalogue: Catalogue) -> Iterator[str]:
         yield from _labelled("no rule", catalogue.refusal(kind) or "")
         return
     version = f", from version {entry.since}" if entry.since > 1 else ""
-    yield f"  {'structured' if entry.rule else 'scalar'} operator{version}"
+    sort = "structured" if entry.rule else "composed" if entry.function else "stated" if entry.gain else "scalar"
+    yield f"  {sort} operator{version}"
     yield ""
     yield from _labelled("rule", entry.describe())
     if entry.rule:
         yield from _labelled("class", f"lipaudit.operators.{entry.rule}")
+    elif entry.function:
+        yield from _composed(entry)
+    elif entry.gain:
+        yield from _labelled("range", f"all elements in [{entry.range[0]}, {entry.range[1]}]")
     else:
         yield from _scalar(entry)
+    if entry.like is not None:
+        yield from _labelled("shape", f"that of input {entry.like}")
     conditions = [entry.conditions] if isinstance(entry.conditions, str) else entry.conditions
     for condition in conditions:
         yield from _labelled("condition", condition)
@@ -145,6 +156,14 @@ def _operator(kind: str, catalogue: Catalogue) -> Iterator[str]:
         yield from _labelled("source", known[key].text if key in known else key)
     if entry.check:
         yield from _labelled("checked", f"{count(len(entry.check), 'example')} with known answers in {_place(catalogue, kind)}")
+
+
+def _composed(entry: Entry) -> Iterator[str]:
+    yield from _labelled("definition", "the operator is replaced by these nodes:")
+    for line in entry.function.strip().splitlines():
+        yield f"    {printable(line)}".rstrip()
+    for name, values in entry.accepts.items():
+        yield from _labelled("condition", f"{name} is one of {', '.join(str(item) for item in values)}")
 
 
 def _scalar(entry: Entry) -> Iterator[str]:

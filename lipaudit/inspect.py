@@ -6,11 +6,13 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from lipaudit.errors import UsageError
 from lipaudit.graph.ir import Graph, Node
 from lipaudit.graph.load import Loaded, load
 from lipaudit.graph.simplify import simplify
+from lipaudit.operators.catalogue import Catalogue
 from lipaudit.report.text import count, facts, printable, shorten
 from lipaudit.topology import Region, Topology, recognise
 
@@ -28,7 +30,7 @@ _SHOWN = (
 _COLUMN = 40
 
 
-def inspect_text(path: str, *, dims: Mapping[str, int], why: str | None = None) -> str:
+def inspect_text(path: str, *, dims: Mapping[str, int], why: str | None = None, rules: Sequence[str] = ()) -> str:
     """The region tree of a model as indented text, or what is known about one node.
 
     Parameters
@@ -40,6 +42,8 @@ def inspect_text(path: str, *, dims: Mapping[str, int], why: str | None = None) 
     why
         Name of a node (of the file, or of the simplified graph) or path of a region: say where it is and why it was not
         recognised as something more specific, instead of printing the tree.
+    rules
+        Folders with further rules; operators that they define by other nodes are shown as those nodes.
 
     Raises
     ------
@@ -49,7 +53,8 @@ def inspect_text(path: str, *, dims: Mapping[str, int], why: str | None = None) 
         The model cannot be read.
     """
     loaded = load(path)
-    topology = recognise(simplify(loaded.graph, dims))
+    operators = Catalogue.load([Path(folder) for folder in rules]).operators()
+    topology = recognise(simplify(loaded.graph, dims, operators=operators))
     lines = _tree(loaded, topology) if why is None else _why(loaded, topology, why)
     return "\n".join(lines)
 

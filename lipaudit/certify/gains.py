@@ -15,6 +15,7 @@ from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Norm, Upper, combine, ma
 from lipaudit.certify.cuts import atoms
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.node_gains import NodeGains
+from lipaudit.certify.sites import shape_problem
 from lipaudit.graph.ir import Graph, Node
 from lipaudit.operators.base import Finite, Rule, Site, joint_flow
 from lipaudit.operators.catalogue import Catalogue
@@ -264,7 +265,10 @@ class Tree:
             steps.extend(asked.steps)
             rule, site = self._rules[item.name], self._sites[item.name]
             gains = tuple(gain if flow is not None else None for gain, flow in zip(asked.gains, moved, strict=True))
-            results = joint_flow(site, moved, gains, self.norm) if rule is None else rule.flow(site, moved, gains, self.norm)
+            if rule is None or shape_problem(site) is not None:
+                results = joint_flow(site, moved, gains, self.norm)
+            else:
+                results = rule.flow(site, moved, gains, self.norm)
             for k, name in enumerate(item.outputs):
                 if name and name not in start:
                     flows[name] = results[k] if k < len(results) else _unsaid(item, results)

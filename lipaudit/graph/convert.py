@@ -103,6 +103,10 @@ class Converter:
         """
         return self._graph(proto, self.where, None, 1, main=True)
 
+    def nested(self, proto: GraphProto, name: str, outer: set[str]) -> Graph:
+        """A graph that reads the names ``outer`` of a graph around it."""
+        return self._graph(proto, name, _Scope(outer, None), 1)
+
     def _graph(self, proto: GraphProto, name: str, outer: _Scope | None, depth: int, *, main: bool = False) -> Graph:
         if depth > self.limits.depth:
             raise ModelError(f"graphs are nested more than {self.limits.depth} deep", where=self.where)

@@ -18,6 +18,7 @@ from onnx import (
     defs,
     helper,
     numpy_helper,
+    version_converter,
 )
 
 from lipaudit.errors import ModelError
@@ -29,6 +30,8 @@ __all__ = ["EMBEDDED_BYTES", "IR_VERSION", "External", "to_model", "to_node", "t
 
 # onnxruntime refuses the newest IR versions that onnx would stamp.
 IR_VERSION = 10
+
+_NEWER = "lipaudit.newer"
 
 # Protobuf ends at 2 GiB; beyond this the weights must go elsewhere.
 EMBEDDED_BYTES = 1_500_000_000
@@ -70,7 +73,36 @@ def to_model(graph: Graph, *, taps: Sequence[str] = (), double: bool = False, ex
     outputs = tuple(dict.fromkeys((*graph.outputs, *taps)))
     proto = _graph_proto(graph, outputs, external if large else None, main=True)
     opsets = [helper.make_opsetid(domain, version) for domain, version in sorted(_opsets(graph).items())]
-    return helper.make_model(proto, ir_version=IR_VERSION, opset_imports=opsets, producer_name="lipaudit")
+    model = helper.make_model(proto, ir_version=IR_VERSION, opset_imports=opsets, producer_name="lipaudit")
+    newest = max((node.version for part in (graph, *graph.subgraphs()) for node in part.nodes if not node.domain), default=0)
+    return _raised(model, newest, graph) if newest > graph.opsets.get("", newest) else model
+
+
+def _raised(model: ModelProto, opset: int, graph: Graph) -> ModelProto:
+    """A model of which some nodes (put in place of others) are of a newer opset than the rest: the rest is converted to it.
+
+    The newer nodes wait in a domain of their own, which the converter leaves alone. The model as it was if it cannot be converted.
+    """
+    newer = {
+        node.name for part in (graph, *graph.subgraphs()) for node in part.nodes if not node.domain and node.version > graph.opsets[""]
+    }
+    waiting = ModelProto()
+    waiting.CopyFrom(model)
+    waiting.opset_import.append(helper.make_opsetid(_NEWER, 1))
+    for node in waiting.graph.node:
+        if node.name in newer:
+            node.domain = _NEWER
+    try:
+        raised = version_converter.convert_version(waiting, opset)
+    except Exception:  # the C++ side throws bare RuntimeError and its own types
+        return model
+    for node in raised.graph.node:
+        if node.domain == _NEWER:
+            node.domain = ""
+    kept = [item for item in raised.opset_import if item.domain != _NEWER]
+    del raised.opset_import[:]
+    raised.opset_import.extend(kept)
+    return raised
 
 
 def _opsets(graph: Graph) -> dict[str, int]:

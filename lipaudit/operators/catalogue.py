@@ -13,9 +13,11 @@ from importlib import import_module
 from pathlib import Path
 
 import msgspec
+from onnx import FunctionProto, parser
 
 from lipaudit.errors import UsageError
 from lipaudit.graph.ir import Node
+from lipaudit.graph.simplify import Operators
 from lipaudit.operators.base import Rule
 from lipaudit.operators.entry import Entry
 from lipaudit.resources import rules_dir
@@ -76,6 +78,8 @@ class Catalogue:
         self.refusals: dict[str, str] = {}
         self.user_files: list[Path] = []
         self._rules: dict[str, Rule] = {}
+        self._mine: set[str] = set()
+        self._functions: dict[str, FunctionProto] = {}
 
     @classmethod
     def load(cls, extra: Sequence[Path] = ()) -> Catalogue:
@@ -113,6 +117,20 @@ class Catalogue:
             found[kind] = path
             self.entries.put(kind, path, text)
             self.refusals.pop(kind, None)
+            if user:
+                self._put_definition(kind, path)
+
+    def _put_definition(self, kind: str, path: Path) -> None:
+        """What a file of the user says beyond a rule."""
+        entry = self.entries[kind]
+        self._rules.pop(kind, None)
+        self._functions.pop(kind, None)
+        self._mine.add(kind)
+        if entry.function:
+            self._functions[kind] = _parsed(entry, path)
+            if entry.accepts:
+                accepted = "; ".join(f"{name} in {values}" for name, values in entry.accepts.items())
+                self.refusals[kind] = f"its definition in {path.name} holds only for {accepted}"
 
     def _refuse(self, text: str, path: Path) -> None:
         try:
@@ -136,11 +154,25 @@ class Catalogue:
         """The rule for ``node``; None without an entry, or if the node's version is older than the entry covers."""
         rule = self._rules.get(node.kind)
         entry = self.entry(node.kind)
-        if entry is None or (node.version and node.version < entry.since):
+        if entry is None or entry.function or (node.version and node.version < entry.since):
             return None
         if rule is None:
             rule = self._rules[node.kind] = _build(entry, self.entries.files[node.kind])
         return rule
+
+    def operators(self) -> Operators:
+        """What simplification needs to know: which operators have rules, and what the user's files define by other nodes."""
+        like = {kind: index for kind in self._mine if (index := self.entries[kind].like) is not None}
+        return Operators(lambda node: self.rule(node) is not None, self._function, like)
+
+    def _function(self, node: Node) -> FunctionProto | None:
+        entry = self.entry(node.kind) if node.kind in self._functions else None
+        if entry is None:
+            return None
+        for name, values in entry.accepts.items():
+            if name in node.attrs and node.attrs[name] not in values:
+                return None
+        return self._functions[node.kind]
 
 
 def _text(path: Path) -> str:
@@ -167,6 +199,19 @@ def _decode(text: str, path: Path) -> Entry:
         raise UsageError(f"{error}.", where=str(path)) from None
     if not _KIND.fullmatch(entry.op):
         raise UsageError(f"op = {entry.op!r} is not of the form domain::name.", where=str(path))
+    if sum((bool(entry.rule), bool(entry.function), bool(entry.gain), entry.slope is not None)) > 1:
+        raise UsageError("an entry has a rule, a slope, a function or [[gain]] tables, not several of them.", where=str(path))
+    if entry.accepts and not entry.function:
+        raise UsageError("accepts goes with a function.", where=str(path))
+    if entry.function:
+        return entry
+    if entry.gain:
+        from lipaudit.operators.stated import problem as wrong
+
+        found = wrong(entry)
+        if found is not None:
+            raise UsageError(found, where=str(path))
+        return entry
     if entry.rule:
         if not _RULE.fullmatch(entry.rule):
             raise UsageError(f"rule = {entry.rule!r} is not of the form module:Class.", where=str(path))
@@ -179,8 +224,21 @@ def _decode(text: str, path: Path) -> Entry:
     return entry
 
 
+def _parsed(entry: Entry, path: Path) -> FunctionProto:
+    """The function that an entry holds as text."""
+    try:
+        return parser.parse_function(entry.function)
+    except (parser.ParseError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"function is not a function in ONNX text syntax: {reason[:200]}.", where=str(path)) from None
+
+
 def _build(entry: Entry, path: Path) -> Rule:
     """The rule object of an entry; its module is imported here."""
+    if entry.gain:
+        from lipaudit.operators.stated import StatedGains
+
+        return StatedGains(entry)
     if not entry.rule:
         from lipaudit.operators.elementwise import Scalar
 

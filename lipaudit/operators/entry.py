@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Argument", "Case", "Check", "Entry"]
+__all__ = ["Argument", "Case", "Check", "Entry", "Stated"]
 
 Pair = tuple[str, str]
 
@@ -77,6 +77,16 @@ class Case(Table, frozen=True):
     jump_at: list[str] | None = None
 
 
+class Stated(Table, frozen=True):
+    """Constants that hold for input ``input`` with the others held, per norm; ``offset`` is 0 where it is not given."""
+
+    input: int = 0
+    l1: str = ""
+    l2: str = ""
+    linf: str = ""
+    offset: dict[str, str] = {}
+
+
 class Entry(Table, frozen=True):
     """One operator.
 
@@ -120,6 +130,13 @@ class Entry(Table, frozen=True):
         Defaults where onnx ships no schema.
     samples
         Attribute values at which the generic tests prove the entry.
+    gain
+        For a custom operator: constants of the whole map, one ``[[gain]]`` per input; ``range`` then holds for all its outputs.
+    function, accepts
+        For a custom operator: its definition by other nodes, a function in ONNX text syntax; and the attribute values for which it
+        holds (others have no rule).
+    like
+        Index of the input whose type and shape all outputs have, for operators that no shape inference knows.
     """
 
     op: str
@@ -150,6 +167,10 @@ class Entry(Table, frozen=True):
     needs: str = ""
     attributes: dict[str, str] = {}
     samples: list[dict[str, str]] = []
+    gain: list[Stated] = []
+    function: str = ""
+    accepts: dict[str, list[str | int]] = {}
+    like: int | None = None
     case: list[Case] = []
     check: list[Check] = []
 
@@ -159,6 +180,10 @@ class Entry(Table, frozen=True):
             return self.about
         if self.rule:
             return self.rule
+        if self.function:
+            return "a composition of other operators"
+        if self.gain:
+            return "; ".join(_stated(stated) for stated in self.gain)
         if self.slope is None:
             return "no rule"
         jump = f", jumps by at most {self.jump}" if self.jump else ""
@@ -168,3 +193,10 @@ class Entry(Table, frozen=True):
         """``cite`` as a list."""
         return [self.cite] if isinstance(self.cite, str) and self.cite else list(self.cite)
 
+
+def _stated(stated: Stated) -> str:
+    norms = [(norm, getattr(stated, norm)) for norm in ("l1", "l2", "linf")]
+    parts = [
+        f"{text} in {norm}" + (f" and a jump of {stated.offset[norm]}" if norm in stated.offset else "") for norm, text in norms if text
+    ]
+    return f"gain from input {stated.input}: {', '.join(parts)}"

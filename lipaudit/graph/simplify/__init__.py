@@ -1,6 +1,6 @@
 """Simplify: passes that make the graph smaller and keep its function; one pass a file.
 
-Order: :mod:`pin` (symbolic dims become numbers), :mod:`propagate` (types, constants, branches), :mod:`bypass` (nodes that do
+Order: :mod:`pin` (symbolic dims become numbers), :mod:`propagate` (types, constants, branches, definitions), :mod:`bypass` (nodes that do
 nothing), :mod:`dead` (what no output needs). Each module's docstring states the law that it keeps and its cases. Functions are
 inlined at loading (:mod:`lipaudit.graph.functions`).
 """
@@ -17,16 +17,17 @@ from lipaudit.graph.ir import Graph
 from lipaudit.graph.limits import DEFAULT, Limits
 from lipaudit.graph.simplify.bypass import bypass
 from lipaudit.graph.simplify.dead import remove_dead
+from lipaudit.graph.simplify.expand import NOTHING, Operators
 from lipaudit.graph.simplify.pin import DEFAULTS, pin
 from lipaudit.graph.simplify.propagate import Contradiction, propagate
 from lipaudit.graph.simplify.runtime import session
 
-__all__ = ["simplify"]
+__all__ = ["NOTHING", "Operators", "simplify"]
 
 _NO_DIMS: Mapping[str, int] = MappingProxyType({})
 
 
-def simplify(graph: Graph, dims: Mapping[str, int] = _NO_DIMS, *, limits: Limits = DEFAULT) -> Graph:
+def simplify(graph: Graph, dims: Mapping[str, int] = _NO_DIMS, *, operators: Operators = NOTHING, limits: Limits = DEFAULT) -> Graph:
     """The same function with static shapes, fewer nodes and its constants computed.
 
     Parameters
@@ -36,6 +37,8 @@ def simplify(graph: Graph, dims: Mapping[str, int] = _NO_DIMS, *, limits: Limits
     dims
         Sizes for symbolic dims, by symbol or ``input[axis]``. Others: 1 for the first axis, else a default; see
         :mod:`lipaudit.graph.simplify.pin`. All are recorded in ``Graph.pinned``.
+    operators
+        What the caller knows of operators: those without a rule are replaced by what defines them (:mod:`expand`).
     limits
         Ceilings for single values and for folding.
 
@@ -51,16 +54,21 @@ def simplify(graph: Graph, dims: Mapping[str, int] = _NO_DIMS, *, limits: Limits
         If the model contradicts itself (shapes that do not fit), or asks for a tensor beyond the limits.
     """
     best: tuple[Graph, list[Contradiction]] | None = None
+    chosen = DEFAULTS[0]
     for defaults in DEFAULTS:
         pinned, used_default = pin(graph, dims, defaults)
-        walked, found = propagate(pinned, limits)
+        walked, found = propagate(pinned, limits, operators)
         if best is None or len(found) < len(best[1]):
-            best = walked, found
+            best, chosen = (walked, found), defaults
         if not found or not used_default:
             break
     if best is None:
         raise ModelError("there is no default for its open dimensions", where=graph.name)
     walked, found = best
+    if found:
+        # Some of onnx's bodies do not pass onnx's own inference; the operator itself does.
+        plain, left = propagate(pin(graph, dims, chosen)[0], limits, operators.without_bodies())
+        walked, found = (plain, left) if len(left) < len(found) else best
     if found:
         _refuse_if_broken(walked, found)
     simplified = remove_dead(bypass(walked))

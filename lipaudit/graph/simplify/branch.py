@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from lipaudit.graph.ir import Constant, Graph, Node
 from lipaudit.graph.simplify.renaming import defines, rename_all
 
-__all__ = ["taken_branch"]
+__all__ = ["spliced", "taken_branch"]
 
 
 def taken_branch(
@@ -36,7 +36,14 @@ def taken_branch(
     branch = node.attrs["then_branch" if bool(condition.array().reshape(-1)[0]) else "else_branch"]
     if not isinstance(branch, Graph) or branch.inputs or len(branch.outputs) < len(node.outputs):
         return None
-    own = defines(branch)
+    return spliced(node, branch, names, node_names)
+
+
+def spliced(
+    node: Node, body: Graph, names: set[str], node_names: set[str], covers: tuple[str, ...] = ()
+) -> tuple[list[Node], dict[str, Constant]]:
+    """Nodes and constants of ``body`` (without inputs) to put in place of ``node``; ``covers`` overrides those of the new nodes."""
+    own = defines(body)
     fresh: dict[str, str] = {}
     for name in sorted(own & names):
         new = f"{node.name}/{name}"
@@ -44,18 +51,18 @@ def taken_branch(
             new += "_"
         fresh[name] = new
     if fresh:
-        branch = rename_all(branch, fresh)
-    names |= defines(branch)
+        body = rename_all(body, fresh)
+    names |= defines(body)
     nodes: list[Node] = []
-    for inner in branch.nodes:
+    for inner in body.nodes:
         name = inner.name
         if name in node_names:
             name = f"{node.name}/{name}"
             while name in node_names:
                 name += "_"
         node_names.add(name)
-        nodes.append(inner if name == inner.name else inner.renamed(name=name, covers=(name,)))
-    for index, (source, target) in enumerate(zip(branch.outputs, node.outputs, strict=False)):
+        nodes.append(inner.renamed(name=name, covers=covers or ((name,) if name != inner.name else inner.covers)))
+    for index, (source, target) in enumerate(zip(body.outputs, node.outputs, strict=False)):
         if target:
             nodes.append(Node(f"{node.name}/output_{index}", "Identity", (source,), (target,), "", 1, {}, (node.name,)))
-    return nodes, dict(branch.constants)
+    return nodes, dict(body.constants)

@@ -20,8 +20,9 @@ from lipaudit.graph.dtypes import stored_bytes
 from lipaudit.graph.ir import Constant, Graph, Node, Value
 from lipaudit.graph.limits import Limits
 from lipaudit.graph.order import reads
-from lipaudit.graph.simplify.branch import taken_branch
+from lipaudit.graph.simplify.branch import spliced, taken_branch
 from lipaudit.graph.simplify.control import infer_control
+from lipaudit.graph.simplify.expand import NOTHING, Operators, expand
 from lipaudit.graph.simplify.fold import Budget, fold
 from lipaudit.graph.simplify.renaming import captures_of, defines
 from lipaudit.graph.simplify.types import InconsistentError, infer, tensor_type, value_of
@@ -47,6 +48,8 @@ class _Walker:
     where: str
     budget: Budget
     trust_hints: bool
+    operators: Operators
+    expanded: int = 0
     found: list[Contradiction] = field(default_factory=list)
 
     def walk(
@@ -64,21 +67,20 @@ class _Walker:
         waiting = deque(graph.nodes)
         while waiting:
             node = waiting.popleft()
-            if node.op == "If" and not node.domain:
-                inlined = taken_branch(node, visible, names, node_names)
-                if inlined is not None:
-                    nodes, stored = inlined
-                    waiting.extendleft(reversed(nodes))
-                    constants |= stored
-                    visible |= stored
-                    types |= {name: tensor_type(constant.dtype, constant.shape) for name, constant in stored.items()}
-                    values |= {name: constant.value for name, constant in stored.items()}
-                    continue
+            replaced = self._replaced(node, types, visible, names, node_names)
+            if replaced is not None:
+                nodes, stored = replaced
+                waiting.extendleft(reversed(nodes))
+                constants |= stored
+                visible |= stored
+                types |= {name: tensor_type(constant.dtype, constant.shape) for name, constant in stored.items()}
+                values |= {name: constant.value for name, constant in stored.items()}
+                continue
             node, kinds = self._types(node, types, visible, names, nesting)
             self._hints(node, graph, kinds)
             outputs = [value_of(name, kinds.get(name)) for name in node.outputs]
             self._check_sizes(node, outputs)
-            folded = fold(node, outputs, values, visible, self.opsets, self.budget)
+            folded = fold(node, outputs, values, visible, self._opsets(node), self.budget)
             if folded is None:
                 kept.append(node)
                 types.update(kinds)
@@ -90,13 +92,35 @@ class _Walker:
                 types[constant.name] = tensor_type(constant.dtype, constant.shape)
         return self._finished(graph, tuple(kept), constants, values), types
 
+    def _replaced(
+        self, node: Node, types: Mapping[str, TypeProto], visible: Mapping[str, Constant], names: set[str], node_names: set[str]
+    ) -> tuple[list[Node], dict[str, Constant]] | None:
+        """What a node is replaced by: the branch that is taken, or the nodes that define it."""
+        if node.op == "If" and not node.domain:
+            return taken_branch(node, visible, names, node_names)
+        body = expand(node, types, self.opsets, self.operators, self.limits, self.where)
+        if body is None:
+            return None
+        self.expanded += len(body.nodes) + 1
+        if self.expanded > self.limits.nodes:
+            raise ModelError(f"the definitions of its operators expand to more than {self.limits.nodes:,} nodes", where=self.where)
+        return spliced(node, body, names, node_names, node.covers or (node.name,))
+
+    def _opsets(self, node: Node) -> Mapping[str, int]:
+        """The opsets of the model, newer where a node that was put in place of another needs it."""
+        newer = node.version > self.opsets.get(node.domain, node.version)
+        return {**self.opsets, node.domain: node.version} if newer else self.opsets
+
     def _types(
         self, node: Node, types: Mapping[str, TypeProto], visible: Mapping[str, Constant], names: set[str], nesting: int
     ) -> tuple[Node, dict[str, TypeProto]]:
         nested = any(isinstance(attr, Graph) for attr in node.attrs.values())
         try:
             if not nested:
-                return node, infer(node, types, visible, self.opsets)
+                like = self.operators.like.get(node.kind, -1)
+                if 0 <= like < len(node.inputs) and node.inputs[like] in types:
+                    return node, {name: types[node.inputs[like]] for name in node.outputs if name}
+                return node, infer(node, types, visible, self._opsets(node))
         except InconsistentError as error:
             self.found.append(Contradiction(node, str(error)))
             return node, {}
@@ -141,7 +165,7 @@ class _Walker:
         return done.with_nodes(nodes, captures=captures_of(done))
 
 
-def propagate(graph: Graph, limits: Limits) -> tuple[Graph, list[Contradiction]]:
+def propagate(graph: Graph, limits: Limits, operators: Operators = NOTHING) -> tuple[Graph, list[Contradiction]]:
     """Type and fold a pinned graph.
 
     Parameters
@@ -150,13 +174,15 @@ def propagate(graph: Graph, limits: Limits) -> tuple[Graph, list[Contradiction]]
         Its inputs have static shapes.
     limits
         Ceilings for single values and for folding.
+    operators
+        Which operators are replaced by what defines them.
 
     Raises
     ------
     ModelError
         If a value would be larger than ``limits.value_bytes``.
     """
-    walker = _Walker(limits, graph.opsets, graph.name, Budget.of(limits), trust_hints=not graph.pinned)
+    walker = _Walker(limits, graph.opsets, graph.name, Budget.of(limits), trust_hints=not graph.pinned, operators=operators)
     types = {value.name: tensor_type(value.dtype, value.shape) for value in graph.inputs}
     walked, _ = walker.walk(graph, types, {}, set(), 0)
     return walked.with_nodes(walked.nodes, captures=()), walker.found

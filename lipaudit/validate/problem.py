@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lipaudit.graph.dtypes import numpy_dtype
 from lipaudit.graph.ir import Graph, Node, Value
+from lipaudit.topology.sources import moving
 
 if TYPE_CHECKING:
     from lipaudit.topology.sources import Source
@@ -134,6 +135,9 @@ def prepare(
         return "no output is of a floating-point type."
     if not sources:
         return "no input is of a floating-point type."
+    moves = moving(graph, sources)
+    if not any(name in moves for name in chosen):
+        return "no output depends on an input."
     names = [source.value.name for source in sources]
     for name in (*names, *chosen):
         if graph.value(name).shape is None:

@@ -15,6 +15,7 @@ from lipaudit.topology.match import Match, Mismatch, Pattern, Refusal, View
 from lipaudit.topology.patterns.attention import attention
 from lipaudit.topology.patterns.gelu import erf_gelu, tanh_gelu
 from lipaudit.topology.patterns.normalization import normalization
+from lipaudit.topology.patterns.quantised import dynamic_matmul
 from lipaudit.topology.patterns.swish import clip_hard_swish, hard_swish, mish, swish
 
 __all__ = ["PATTERNS", "Fused", "fuse"]
@@ -30,6 +31,7 @@ PATTERNS: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
         "ai.onnx::Pow": (("normalization", normalization),),
         "ai.onnx::ReduceL2": (("normalization", normalization),),
         "ai.onnx::Softmax": (("attention", attention),),
+        "ai.onnx::MatMulInteger": (("dynamically quantised product", dynamic_matmul),),
     }
 )
 """The patterns by the operator that they pivot on."""

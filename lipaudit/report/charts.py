@@ -107,7 +107,7 @@ def interval(audit: Audit) -> Markup | None:
         parts.append(_end_label("certified", right, left, 76 if below is None or abs(right - left) > 0.35 else 92))
         words.append(f"certified at most 10^{power(above, up=True)}")
     else:
-        parts.append(text("no finite certificate, open upwards", "100%", 76, anchor="end"))
+        parts.append(text("no finite certificate", "100%", 76 if below is None else 92, anchor="end"))
     return chart("interval", "Where the true constant lies", f"Log scale: {', '.join(words)}.", 98, parts)
 
 

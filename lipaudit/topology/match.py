@@ -17,6 +17,10 @@ from lipaudit.graph.ir import Constant, Graph, Node
 __all__ = ["Match", "Mismatch", "Pattern", "Refusal", "View", "exact_float", "float_above", "float_below"]
 
 
+_WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
+"""Formats whose rounding is not part of a bound; that of the 8-bit formats and narrower is, as a jump."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A pivot that began like a pattern but is none: the node, the pattern's name and the reason, for ``inspect --why``."""
@@ -101,11 +105,11 @@ class View:
         return node.inputs[1] if node.inputs[0] == name else node.inputs[0]
 
     def is_transparent(self, node: Node) -> bool:
-        """A conversion between float types, an Identity, or a Dropout at inference: the identity in real arithmetic."""
+        """A conversion to a wide float type, an Identity, or a Dropout at inference: the identity in real arithmetic."""
         if node.domain:
             return False
         if node.op == "Cast":
-            return self.graph.value(node.inputs[0]).is_float and self.graph.value(node.outputs[0]).is_float
+            return self.graph.value(node.inputs[0]).is_float and self.graph.value(node.outputs[0]).dtype in _WIDE
         if node.op == "Dropout":
             return all(not name for name in node.outputs[1:]) and (len(node.inputs) < 3 or self.scalar(node.inputs[2]) == 0.0)
         return node.op == "Identity"

@@ -162,3 +162,23 @@ def test_a_divisor_that_wraps_around() -> None:
     model = make_model([offset, wide, node("Div", ["x", "divisor"], "y")], {"x": (2,)}, ["y"], {"c": np.uint8(200)})
     model.graph.input.append(helper.make_tensor_value_info("ids", onnx.TensorProto.UINT8, [2]))
     assert certify(topology(model), Catalogue.load(), Domain({}), "l2").headline.status == "unknown"
+
+
+def test_eight_bits_are_not_looked_through() -> None:
+    """``x / rms(q(x))`` jumps with q: no normalization of x; likewise logits that are rounded before their softmax."""
+    to_eight = helper.make_node("Cast", ["x"], ["q"], name="n_q", to=onnx.TensorProto.FLOAT8E4M3FN)
+    back = helper.make_node("Cast", ["q"], ["r"], name="n_r", to=onnx.TensorProto.FLOAT)
+    rms = [
+        to_eight, back, node("Mul", ["r", "r"], "squares"), node("ReduceMean", ["squares", "axis"], "mean"), node("Add", ["mean", "eps"], "s"),
+        node("Sqrt", ["s"], "root"), node("Div", ["x", "root"], "y"),
+    ]  # fmt: skip
+    model = make_model(rms, {"x": (2, 4)}, ["y"], {"axis": _AXIS, "eps": 1e-2}, opset=19)
+    headline = certify(topology(model), Catalogue.load(), Domain({}, {"x": ElementBox(np.asarray(-3.0), np.asarray(3.0))}), "l2").headline
+    assert headline.status != "finite" or not headline.offset.is_zero
+    gelu = [
+        node("Div", ["x", "c"], "d"), helper.make_node("Cast", ["d"], ["q"], name="n_q", to=onnx.TensorProto.FLOAT8E4M3FN),
+        helper.make_node("Cast", ["q"], ["r"], name="n_r", to=onnx.TensorProto.FLOAT), node("Erf", ["r"], "e"), node("Add", ["e", "one"], "a"),
+        node("Mul", ["x", "a"], "m"), node("Mul", ["m", "half"], "y"),
+    ]  # fmt: skip
+    found = topology(make_model(gelu, {"x": (4,)}, ["y"], {"c": 1.4142135, "one": 1.0, "half": 0.5}, opset=19))
+    assert all(n.op != "Gelu" for n in found.graph.nodes)

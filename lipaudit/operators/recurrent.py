@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, combine, dual, matrix_norm
-from lipaudit.operators.base import Gain, Site, Unknown
+from lipaudit.operators.base import Gain, Site, Unbounded, Unknown
 from lipaudit.operators.outputs import SeveralOutputs, finite_or, jointly
 from lipaudit.operators.range import Range, reals
 from lipaudit.operators.recurrent_cells import Cell, Step, cell_of
@@ -66,9 +66,16 @@ class Recurrent(SeveralOutputs):
         # Directions read the same X and write separate outputs; their initial states are separate.
         joined = [combine(slopes, norm if start is None else "linf") for slopes in per_output]
         parts = [joined[k] if value is not None else ZERO for k, value in enumerate(site.outputs)]
+        offsets = self.offsets(site, cells, norm, xs)
+        if isinstance(offsets, Unbounded):
+            return offsets
         reason = f"{site.node.op}: an initial state without a domain makes the reach of the state unbounded, and gates multiply it"
         method = f"{site.node.op} over {self._length(site)} steps"
-        return jointly([finite_or(part, reason, method) for part in parts], norm)
+        return jointly([finite_or(part, reason, method, offset=offset) for part, offset in zip(parts, offsets, strict=False)], norm)
+
+    def offsets(self, site: Site, cells: Sequence[Cell], norm: Norm, xs: Sequence[Range | None]) -> Sequence[Upper] | Unbounded:
+        """Offset of each output: none, where nothing is rounded."""
+        return [ZERO] * len(site.outputs)
 
     def _op(self, site: Site) -> str:
         return str(self.params.get("cell", site.node.op))

@@ -341,3 +341,68 @@ def test_no_search_beats_the_certificate(kind: str, seed: int) -> None:
         top, offset = float(bound.slope), float(bound.offset)
         for pair in attack(f, shape, norm, rng, box, points=4):
             assert pair.change <= top * pair.distance + offset, (norm, onnx.printer.to_text(built))
+
+
+# ---------------------------------------------------------------------- nested bodies, counters
+
+
+def test_a_counter_in_the_body_is_followed() -> None:
+    # s <- (i + 1) s for i = 0, 1, 2, 3: 4! = 24.
+    text = """g (double[2] x) => (double[2] y) <int64 n = {4}, bool t = {1}, double one = {1.0}> {
+      y = Loop (n, t, x) <body = b (int64 i, bool c, double[2] s) => (bool c2, double[2] s2) {
+        c2 = Identity(c)  f = Cast <to = 11> (i)  k = Add(f, one)  s2 = Mul(s, k) }>
+    }"""
+    for norm in NORMS:
+        assert near(slope(certificate(model(text), norm)), 24.0)
+
+
+def test_a_loop_in_a_loop_and_a_branch_in_both() -> None:
+    # The inner loop adds the outer state twice (s <- 3 s), the branch doubles or negates it: at most 6 a turn, two turns.
+    text = """g (double[2] x, bool k) => (double[2] y) <int64 n = {2}, bool t = {1}> {
+      y = Loop (n, t, x) <body = b (int64 i, bool c, double[2] s) => (bool c2, double[2] s2) {
+        c2 = Identity(c)
+        a = Loop (n, t, s) <body = d (int64 j, bool e, double[2] p) => (bool e2, double[2] p2) { e2 = Identity(e)  p2 = Add(p, s) }>
+        s2 = If (k) <then_branch = u () => (double[2] v) { v = Add(a, a) }, else_branch = w () => (double[2] z) { z = Neg(a) }>
+      }>
+    }"""
+    for norm in NORMS:
+        assert near(slope(certificate(model(text), norm)), 36.0)
+
+
+def test_a_branch_that_reads_its_own_condition() -> None:
+    text = """g (double[1] x) => (double[1] y) <double z = {0.0}> {
+      k = Greater(x, z)
+      y = If (k) <then_branch = a () => (double[1] u) { u = Cast <to = 11> (k) }, else_branch = b () => (double[1] v) { v = Identity(x) }>
+    }"""
+    built = model(text)
+    found = certificate(built, "l2", ["x=-1:1"]).headline
+    assert found.status == "finite"
+    f = evaluator(built)
+    for pair in attack(f, (1,), "l2", np.random.default_rng(0), (-1.0, 1.0)):
+        assert pair.change <= float(found.slope) * pair.distance + float(found.offset)
+    jump = abs(float(f(np.array([1e-12]))[0]) - float(f(np.array([-1e-12]))[0]))
+    assert jump <= float(found.slope) * 2e-12 + float(found.offset)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_search_beats_nested_bodies(seed: int) -> None:
+    rng = np.random.default_rng([seed, 77])
+    h = ", ".join(f"double h{k} = {{{rng.uniform(-1.2, 1.2):.4f}}}" for k in range(2))
+    inner, p = _expression(rng, ["p", "s", "x"], "u", products=True)
+    then, v = _expression(rng, ["a", "s", "x"], "v", products=True)
+    other, w = _expression(rng, ["a", "q"], "w", products=True)
+    text = f"""g (double[3] x) => (y, y2) <{h}, int64 n = {{2}}, bool t = {{1}}, double z = {{0.2}}> {{
+      y, y2 = Loop (n, t, x, x) <body = b (int64 i, bool c, double[3] s, double[3] q) => (bool c2, double[3] s2, double[3] a) {{
+        c2 = Identity(c)
+        a = Loop (n, t, q) <body = d (int64 j, bool e, double[3] p) => (bool e2, double[3] {p}) {{ e2 = Identity(e)  {inner} }}>
+        m = ReduceMax <keepdims = 0> (s)  k = Less(m, z)
+        s2 = If (k) <then_branch = f () => (double[3] {v}) {{ {then} }}, else_branch = g2 () => (double[3] {w}) {{ {other} }}>
+      }}>
+    }}"""
+    built = parser.parse_model(HEAD + text)
+    f = evaluator(built)
+    for norm in NORMS:
+        bound = certificate(built, norm, ["x=-1:1"]).headline
+        assert bound.status == "finite", bound.reasons
+        for pair in attack(f, (3,), norm, rng, (-1.0, 1.0), points=4):
+            assert pair.change <= float(bound.slope) * pair.distance + float(bound.offset), (norm, onnx.printer.to_text(built))

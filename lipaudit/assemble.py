@@ -216,6 +216,7 @@ def _provenance(catalogue: Catalogue, options: Options, seen: Measurements | Non
         device="none" if seen is None else seen.device,
         seed=options.seed,
         options=options.record,
+        stopped="" if seen is None else seen.stopped,
     )
 
 

@@ -40,6 +40,7 @@ def audit(
     ignore: Sequence[str] = (),
     rules: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
+    keep_on_interrupt: bool = False,
 ) -> Audit:
     """Audit an exported ONNX model.
 
@@ -71,6 +72,9 @@ def audit(
         Folders with further rules (``operators/``, ``guidelines/``), later ones override earlier ones.
     progress
         Called as ``progress(stage, fraction)``.
+    keep_on_interrupt
+        Ctrl-C during the search ends the search instead of raising KeyboardInterrupt; the audit then holds what is known so far, and
+        ``provenance.stopped`` is "interrupted".
 
     Returns
     -------
@@ -106,7 +110,7 @@ def audit(
         measurements = validate(
             graph, topology.sources, domain.inner(topology.sources), regions=certificate.borders(), outputs=certificate.outputs,
             norm=norm, budget=BUDGETS[effort], device=device, seed=seed, time_limit=time_limit,
-            progress=lambda fraction: tell("measure", fraction),
+            progress=lambda fraction: tell("measure", fraction), keep_on_interrupt=keep_on_interrupt,
         )  # fmt: skip
     tell("judge", 0.0)
     findings = judge(topology, certificate, catalogue, rules=[Path(folder) for folder in rules], select=select, ignore=ignore)

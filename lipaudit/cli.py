@@ -22,6 +22,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 _SEVERITIES = ("note", "warning", "error")
+_INTERRUPTED = 130
 _state = {"verbose": False}
 
 
@@ -87,6 +88,8 @@ def audit(
                 raise
             _complain(error)
             code = error.exit_code
+        if code == _INTERRUPTED:
+            raise typer.Exit(code)
         worst = max(worst, 0 if exit_zero and code == 1 else code)
     raise typer.Exit(worst)
 
@@ -98,7 +101,7 @@ def _audit_one(model: str, outputs: object, fail_on: str, **options: object) -> 
 
     assert isinstance(outputs, Outputs)
     with Bar() as bar:
-        result = run(model, progress=bar.update, **options)  # type: ignore[arg-type]
+        result = run(model, progress=bar.update, keep_on_interrupt=True, **options)  # type: ignore[arg-type]
     outputs.write(model, result)
     for found in result.contradictions:
         typer.echo(
@@ -108,6 +111,9 @@ def _audit_one(model: str, outputs: object, fail_on: str, **options: object) -> 
         )
     if result.contradictions:
         return 4
+    if result.provenance.stopped == "interrupted":
+        typer.echo(f"lipaudit: {model}: interrupted; the measured numbers are what was known by then", err=True)
+        return _INTERRUPTED
     if fail_on == "never":
         return 0
     floor = _SEVERITIES.index(fail_on)
@@ -188,14 +194,14 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("lipaudit: interrupted", err=True)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         if _is_usage(error):
             error.show()  # type: ignore[attr-defined]

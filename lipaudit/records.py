@@ -192,7 +192,10 @@ class Step(Record, frozen=True):
 
 
 class Provenance(Record, frozen=True):
-    """What an audit can be repeated from."""
+    """What an audit can be repeated from.
+
+    ``stopped`` says what ended the measurement early: it holds what was known by then, and a repetition may find something else.
+    """
 
     lipaudit: str
     rules: str
@@ -201,6 +204,7 @@ class Provenance(Record, frozen=True):
     device: str
     seed: int
     options: dict[str, Any]
+    stopped: Literal["", "interrupted", "time limit"] = ""
 
 
 class Contradiction(Record, frozen=True):

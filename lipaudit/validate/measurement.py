@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from lipaudit import records
 from lipaudit.bounds.scalar import Lower, Upper
 
-__all__ = ["Measurement", "Measurements", "not_measured", "to_record"]
+__all__ = ["Measurement", "Measurements", "Stopped", "not_measured", "to_record"]
+
+Stopped = Literal["", "interrupted", "time limit"]
+"""What ended a search before its budget was spent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class Measurements:
     """Everything that one validation measured.
 
     ``matrix`` is keyed by (source value, output), the other sources held; ``regions`` by path. ``witness_arrays`` holds
-    the headline pair as ``"x:NAME"`` and ``"y:NAME"`` for every source, and the fixed inputs as ``"fixed:NAME"``.
+    the headline pair as ``"x:NAME"`` and ``"y:NAME"`` for every source, and the fixed inputs as ``"fixed:NAME"``. ``stopped``
+    says what ended the search early, if anything did.
     """
 
     headline: Measurement
@@ -60,6 +64,7 @@ class Measurements:
     regions: Mapping[str, Measurement] = field(default_factory=dict)
     device: str = ""
     witness_arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    stopped: Stopped = ""
 
 
 def not_measured(reason: str, *, device: str = "", method: str = "") -> Measurement:

@@ -17,7 +17,8 @@ from lipaudit.validate.budget import Budget, flops
 from lipaudit.validate.confirm import Confirmer, Proof, Quotient
 from lipaudit.validate.direction import View
 from lipaudit.validate.engine import Engine
-from lipaudit.validate.measurement import Measurement, Measurements, not_measured
+from lipaudit.validate.interrupt import Interrupts
+from lipaudit.validate.measurement import Measurement, Measurements, Stopped, not_measured
 from lipaudit.validate.problem import Problem, prepare
 from lipaudit.validate.search import Search
 from lipaudit.validate.session import Deadline, OutOfTime, resolve_device
@@ -52,6 +53,7 @@ def validate(
     inputs: Mapping[str, Array] | None = None,
     time_limit: float | None = None,
     progress: Progress | None = None,
+    keep_on_interrupt: bool = False,
 ) -> Measurements:
     """Measure gains of ``graph`` by searching for pairs of inputs.
 
@@ -81,6 +83,8 @@ def validate(
         Seconds; a safety net (the budget's own if None). A search that it cut short says so in its method.
     progress
         Called with the fraction done.
+    keep_on_interrupt
+        Ctrl-C ends the search early instead of raising KeyboardInterrupt; the result says so.
 
     Returns
     -------
@@ -98,8 +102,13 @@ def validate(
     if isinstance(problem, str):
         return _nothing(problem, resolved)
     try:
-        with single_threaded(), Deadline(seconds * _SEARCH_TIME) as search, Deadline(seconds) as confirm:
-            return _Validation(problem, regions, norm, budget, resolved, seed, seconds, search, confirm, progress).run()
+        with (
+            single_threaded(),
+            Deadline(seconds * _SEARCH_TIME) as search,
+            Deadline(seconds) as confirm,
+            Interrupts(search, confirm, active=keep_on_interrupt) as interrupts,
+        ):
+            return _Validation(problem, regions, norm, budget, resolved, seed, seconds, search, confirm, interrupts, progress).run()
     except RuntimeError as error:
         return _nothing(f"onnxruntime cannot run the model: {error}.", resolved)
     except ModelError as error:
@@ -123,6 +132,7 @@ class _Validation:
     seconds: float
     search_limit: Deadline
     confirm_limit: Deadline
+    interrupts: Interrupts
     progress: Progress | None
     cut_short: bool = False
     engine: Engine = field(init=False)
@@ -142,6 +152,13 @@ class _Validation:
             self._guarded(lambda: settler.explore(whole, [c for c, _ in headline.scouts], (self.seed, 3), self.pairs // 2))
         self._tell(1.0)
         return self._collect(settler, names, matrix)
+
+    @property
+    def _stopped(self) -> Stopped:
+        """What ended the search before its budget."""
+        if self.interrupts.count:
+            return "interrupted"
+        return "time limit" if self.cut_short else ""
 
     def _search(self, view: View, seed: tuple[int, ...], evaluations: float, begin: float, end: float) -> Search:
         search = Search(view, self.norm, seed, evaluations, lambda fraction: self._tell(begin + (end - begin) * fraction))
@@ -187,8 +204,12 @@ class _Validation:
     def _collect(self, settler: Settler, names: Sequence[str], matrix: Sequence[tuple[str, str]]) -> Measurements:
         found = settler.best(names, self.problem.outputs)
         reason = settler.complaint or "No difference of outputs was seen."
-        if self.cut_short and not settler.proofs:
-            reason = f"The search did not come to an end within {self.seconds:g} seconds."
+        if not settler.proofs:
+            reason = {
+                "": reason,
+                "time limit": f"The search did not come to an end within {self.seconds:g} seconds.",
+                "interrupted": "The search was interrupted before it had found anything.",
+            }[self._stopped]
         held = {name: [other for other in names if other != name] for name in names}
         return Measurements(
             self._measurement(found, reason),
@@ -196,6 +217,7 @@ class _Validation:
             {path: self._region(settler, entries, leave, reason) for path, entries, leave in self.regions},
             self.engine.device,
             self._arrays(None if found is None else found[0]),
+            self._stopped,
         )
 
     def _region(self, settler: Settler, entries: Sequence[str], leave: str, reason: str) -> Measurement:
@@ -224,7 +246,7 @@ class _Validation:
             how = "scouts by Jacobian products, pair ascent, local moves"
         else:
             how = f"random pairs and evolution ({self.engine.why_no_derivative})"
-        stop = ", stopped by the time limit" if self.cut_short else ""
+        stop = {"": "", "time limit": ", stopped by the time limit", "interrupted": ", interrupted"}[self._stopped]
         return f"{how}; {self.budget.name} budget{stop}; pair confirmed in float64"
 
     def _arrays(self, proof: Proof | None) -> dict[str, Array]:

@@ -41,6 +41,9 @@ class Deadline:
         self._end = None if seconds is None else time.monotonic() + max(0.0, seconds)
         self._running: list[Any] = []
         self._timer: threading.Timer | None = None
+        self._start(seconds)
+
+    def _start(self, seconds: float | None) -> None:
         if seconds is not None:
             self._timer = threading.Timer(max(0.0, seconds), self._strike)
             self._timer.daemon = True
@@ -56,6 +59,19 @@ class Deadline:
         """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def shorten(self, seconds: float) -> None:
+        """Let the limit strike in ``seconds`` from now, unless it strikes earlier anyway."""
+        end = time.monotonic() + seconds
+        if self._end is None or end < self._end:
+            self.close()
+            self._end = end
+            self._start(seconds)
+
+    def strike(self) -> None:
+        """End now."""
+        self._end = time.monotonic()
+        self._strike()
 
     def _strike(self) -> None:
         for options in tuple(self._running):

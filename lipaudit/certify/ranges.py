@@ -118,7 +118,8 @@ def _sane(found: Range) -> Range:
     """NaN ends (inf - inf, 0 * inf) mean "not known": they become infinite."""
     lo, hi = np.asarray(found.lo, dtype=np.float64), np.asarray(found.hi, dtype=np.float64)
     if math.isnan(found.row) or math.isnan(found.diameter):
-        found = found.replace(**{name: math.inf for name in ("row", "diameter") if math.isnan(getattr(found, name))})
+        row, diameter = (math.inf if math.isnan(size) else size for size in (found.row, found.diameter))
+        found = found.replace(row=row, diameter=diameter)
     if np.isnan(lo).any() or np.isnan(hi).any():
         return found.replace(lo=np.where(np.isnan(lo), -np.inf, lo), hi=np.where(np.isnan(hi), np.inf, hi))
     return found

@@ -14,10 +14,10 @@ from math import isfinite
 
 from lipaudit.graph.ir import Constant, Graph, Node
 
-__all__ = ["Match", "Mismatch", "Pattern", "Refusal", "View", "exact_float", "float_above", "float_below"]
+__all__ = ["WIDE", "Match", "Mismatch", "Pattern", "Refusal", "View", "exact_float", "float_above", "float_below"]
 
 
-_WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
+WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
 """Formats whose rounding is not part of a bound; that of the 8-bit formats and narrower is, as a jump."""
 
 
@@ -109,7 +109,7 @@ class View:
         if node.domain:
             return False
         if node.op == "Cast":
-            return self.graph.value(node.inputs[0]).is_float and self.graph.value(node.outputs[0]).dtype in _WIDE
+            return self.graph.value(node.inputs[0]).is_float and self.graph.value(node.outputs[0]).dtype in WIDE
         if node.op == "Dropout":
             return all(not name for name in node.outputs[1:]) and (len(node.inputs) < 3 or self.scalar(node.inputs[2]) == 0.0)
         return node.op == "Identity"

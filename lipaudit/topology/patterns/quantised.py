@@ -7,7 +7,7 @@ have no useful bound (the zero point of x jumps); together they are ``com.micros
 from __future__ import annotations
 
 from lipaudit.graph.ir import Node
-from lipaudit.topology.match import Match, Mismatch, View
+from lipaudit.topology.match import WIDE, Match, Mismatch, View
 
 __all__ = ["dynamic_matmul"]
 
@@ -29,7 +29,7 @@ def dynamic_matmul(view: View, product: Node) -> Match | None:
     if weight.shape[0] > _MOST_TERMS:
         raise Mismatch("the int32 sum may overflow")
     cast = view.sole_user(product.outputs[0])
-    if cast is None or cast.kind != "ai.onnx::Cast" or not view.graph.value(cast.outputs[0]).is_float:
+    if cast is None or cast.kind != "ai.onnx::Cast" or view.graph.value(cast.outputs[0]).dtype not in WIDE:
         raise Mismatch("the integer product is not converted to float at once")
     scaled = view.sole_user(cast.outputs[0])
     scales_name = view.other(scaled, cast.outputs[0]) if scaled is not None and scaled.kind == "ai.onnx::Mul" else None

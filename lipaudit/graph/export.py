@@ -106,12 +106,13 @@ def _raised(model: ModelProto, opset: int, graph: Graph) -> ModelProto:
 
 
 def _opsets(graph: Graph) -> dict[str, int]:
-    """Imports, with those that a file forgot (version 1)."""
-    opsets = dict(graph.opsets)
+    """Imports, with those that a file forgot (at least version 1, and what the nodes need)."""
+    forgotten: dict[str, int] = {}
     for part in (graph, *graph.subgraphs()):
         for node in part.nodes:
-            opsets.setdefault(node.domain, 1)
-    return opsets
+            if node.domain not in graph.opsets:
+                forgotten[node.domain] = max(forgotten.get(node.domain, 1), node.version)
+    return {**graph.opsets, **forgotten}
 
 
 def _graph_proto(graph: Graph, outputs: Sequence[str], external: External | None, *, main: bool) -> GraphProto:

@@ -90,6 +90,7 @@ def expand(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the function for {node.kind} cannot be put in place of node {node.name!r}: {reason}", where=where) from None
     imports = {("" if i.domain == "ai.onnx" else i.domain): int(i.version) for i in model.opset_import}
+    imports.setdefault("", opsets.get("") or defs.onnx_opset_version())  # bodies of preview operators do not say
     converter = Converter(TensorReader(where, b"", ExternalFiles(where, None, False)), imports, limits)
     body = converter.nested(model.graph, node.name, {name for name in node.inputs if name})
     # Parallel to the node's outputs; what stands for an omitted one is never read.

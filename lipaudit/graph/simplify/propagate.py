@@ -108,7 +108,7 @@ class _Walker:
 
     def _opsets(self, node: Node) -> Mapping[str, int]:
         """The opsets of the model, newer where a node that was put in place of another needs it."""
-        newer = node.version > self.opsets.get(node.domain, node.version)
+        newer = node.version > self.opsets.get(node.domain, 0)
         return {**self.opsets, node.domain: node.version} if newer else self.opsets
 
     def _types(

@@ -17,7 +17,7 @@ from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.movement import Movement
 from lipaudit.operators.range import Range, widen
 
-__all__ = ["Gather", "GatherElements", "GatherND", "table_range"]
+__all__ = ["ArrayFeatureExtractor", "Gather", "GatherElements", "GatherND", "table_range"]
 
 Array = NDArray[Any]
 
@@ -220,3 +220,23 @@ class GatherND(_Lookup):
         slices = array.reshape((math.prod(common), *array.shape[batch:]))
         moved = [part[tuple(np.moveaxis(own, -1, 0))] for part, own in zip(slices, tuples, strict=True)]
         return np.stack(moved).reshape(site.out_shape()) if moved else np.zeros(site.out_shape(), dtype=array.dtype)
+
+
+class ArrayFeatureExtractor(_Lookup):
+    """Elements of the last axis by indices; a vector gives one row."""
+
+    def _entries(self, site: Site) -> int:
+        return math.prod(site.shape(1))
+
+    def problem(self, site: Site) -> str | None:
+        """See the base class."""
+        indices, n = self._indices(site), site.shape(0)[-1]
+        if indices is not None and indices.size and (int(np.max(indices)) >= n or int(np.min(indices)) < 0):
+            return f"an index lies outside 0..{n - 1}"
+        return None
+
+    def move(self, site: Site, array: Array, fill: Array) -> Array:
+        """The operator on an array."""
+        indices = self._indices(site)
+        assert indices is not None
+        return array[..., indices.ravel()].reshape(site.out_shape())

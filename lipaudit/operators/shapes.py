@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lipaudit.bounds.scalar import ZERO, Norm, Upper, repeat_factor
+from lipaudit.graph.ir import Constant
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown
 from lipaudit.operators.range import Range, exact, reals
 
-__all__ = ["ConstantOfShape", "EyeLike", "OneHot", "RangeOp", "Shape"]
+__all__ = ["ConstantOfShape", "EyeLike", "OneHot", "RangeOp", "Shape", "StoredConstant", "Window"]
 
 
 class Shape(Rule):
@@ -67,6 +68,32 @@ class RangeOp(Rule):
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
         return Unknown("the shape depends on the source")
+
+
+class Window(RangeOp):
+    """Window functions and MelWeightMatrix: tables of numbers that only their parameters decide."""
+
+    def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
+        """Windows and triangles lie in [0, 1]; cosine sums may miss it by their rounding."""
+        return (Range(site.out_shape(), np.asarray(-(2.0**-20)), np.asarray(1 + 2.0**-20)),)
+
+
+class StoredConstant(Rule):
+    """Constant: the stored value. Loading replaces the nodes that hold a tensor."""
+
+    def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
+        """The stored number or numbers."""
+        found = next((value for name, value in site.node.attrs.items() if name.startswith("value")), None)
+        if isinstance(found, Constant) and found.dtype not in ("string", ""):
+            return (exact(np.asarray(found.array())),)
+        numbers = found if isinstance(found, tuple) else (found,)
+        if all(isinstance(number, (int, float)) for number in numbers) and found is not None:
+            return (exact(np.asarray(found)),)
+        return (reals(site.out_shape()),)
+
+    def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
+        """It has no input."""
+        return Finite(ZERO, method="constant")
 
 
 class OneHot(Rule):

@@ -129,7 +129,7 @@ def _affine_chains(roles: Roles, items: Sequence[Draft]) -> list[Draft]:
     found: list[Draft] = []
     run: list[Draft] = []
     for item in items:
-        if _is_linear_leaf(roles, item) or (item.kind == "quantized" and len(item.own) > 1):
+        if _is_linear_leaf(roles, item) or (item.kind == "quantized" and _is_dynamic(item)):
             run.append(item)
             continue
         if run:
@@ -139,6 +139,11 @@ def _affine_chains(roles: Roles, items: Sequence[Draft]) -> list[Draft]:
     if run:
         found.append(_affine(roles, run))
     return found
+
+
+def _is_dynamic(item: Draft) -> bool:
+    """A layer quantised on the fly: several nodes, or one that stands for them."""
+    return len(item.own) > 1 or any(node.kind == "com.microsoft::DynamicQuantizeMatMul" for node in item.own)
 
 
 def _affine(roles: Roles, run: Sequence[Draft]) -> Draft:

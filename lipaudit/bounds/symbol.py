@@ -154,13 +154,14 @@ def _best(lags: Lags, options: Sequence[Torus], peaks: Sequence[Peak], slack: fl
     """Smallest proved square among the tori worth sweeping."""
     cost = _seconds(lags.groups, lags.side, math.prod(options[0].sizes) / 2)
     counts = lags.counts
+    polynomials = lags.polynomials(peaks)
     grid = Torus(tuple(48 * (n - 1) if n > 1 else 1 for n in counts), (0,) * len(counts))
     if cost > GRID_FROM and math.prod(grid.sizes) < 0.67 * math.prod(options[0].sizes):
-        found = sweep(lags, grid, peaks, slack)
+        found = sweep(lags, grid, polynomials, slack)
         if found is not None:
             factor = grid_factor(counts, grid.sizes)
             return found.square * factor * factor, {**found.evidence, "factor": factor.decimal(8)}, GRID, found.peak
-    scored = [(float(np.max(lags.scores(torus, torus.frequencies(), peaks))), torus) for torus in options]
+    scored = [(float(np.max(lags.scores(torus, torus.frequencies(), polynomials))), torus) for torus in options]
     least = min(score for score, _ in scored)
     ties = [torus for score, torus in scored if score <= least * (1 + TIE)]
     chosen = [min(ties, key=lambda torus: math.prod(torus.sizes))]
@@ -169,7 +170,7 @@ def _best(lags: Lags, options: Sequence[Torus], peaks: Sequence[Peak], slack: fl
         chosen += [torus for torus in options if not any(torus.twists)][:1]
     best: tuple[Upper, dict[str, Any], str, Peak] = (INFINITE, {}, "no torus could be proved", peaks[0])
     for torus in dict.fromkeys(chosen):
-        found = sweep(lags, torus, peaks, slack)
+        found = sweep(lags, torus, polynomials, slack)
         if found is not None and found.square < best[0]:
             best = (found.square, found.evidence, "twisted torus", found.peak)
     return best

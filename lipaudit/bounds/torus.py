@@ -209,11 +209,14 @@ class Lags:
         part = slice(peak.group * size, (peak.group + 1) * size)
         return self.even[:, part] @ outer.real, -(self.odd[:, part] @ outer.imag)
 
-    def scores(self, torus: Torus, points: Ints, peaks: Sequence[Peak]) -> Floats:
-        """Largest value of the polynomials of ``peaks`` at every point: a lower estimate of the squared norm there."""
-        polynomials = [self.polynomial(peak) for peak in peaks]
-        cosine = np.stack([c for c, _ in polynomials], axis=1)
-        sine = np.stack([s for _, s in polynomials], axis=1)
+    def polynomials(self, peaks: Sequence[Peak]) -> tuple[Floats, Floats]:
+        """Of several peaks, as columns."""
+        found = [self.polynomial(peak) for peak in peaks]
+        return np.stack([c for c, _ in found], axis=1), np.stack([s for _, s in found], axis=1)
+
+    def scores(self, torus: Torus, points: Ints, polynomials: tuple[Floats, Floats]) -> Floats:
+        """Largest value of the polynomials at every point: a lower estimate of the squared norm there."""
+        cosine, sine = polynomials
         out = np.empty(len(points))
         for at in range(0, len(points), 1 << 16):
             cos, sin = torus.waves(points[at : at + (1 << 16)], self.lags)
@@ -259,14 +262,14 @@ def scalar_sweep(lags: Lags, torus: Torus) -> Floats:
     return top
 
 
-def sweep(lags: Lags, torus: Torus, peaks: Sequence[Peak], slack: float) -> Swept | None:
+def sweep(lags: Lags, torus: Torus, polynomials: tuple[Floats, Floats], slack: float) -> Swept | None:
     """Prove a bound of ``max ||K(w)||^2`` over the frequencies of ``torus`` and all groups; None if that fails.
 
     Frequencies come in the order of their scores; where a factorisation fails, the eigenvalue *there* raises t, and only
     that frequency is repeated: a proof for a smaller t stays a proof.
     """
     points = torus.frequencies()
-    scores = lags.scores(torus, points, peaks)
+    scores = lags.scores(torus, points, polynomials)
     points = points[np.argsort(-scores, kind="stable")]
     groups = lags.groups
     top = lags.grams(*torus.waves(points[:2], lags.lags)).reshape(-1, lags.side, lags.side)[:64]

@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from lipaudit.bounds.linear import Kronecker
 from lipaudit.bounds.operator import LinearOperator
 from lipaudit.bounds.scalar import Norm
 from tests.bounds.truth import exact, norm_from_below
@@ -67,6 +68,8 @@ def check_operator(
     image, back = operator.apply(x), operator.adjoint(y)
     assert image.shape == operator.out_shape and back.shape == operator.in_shape
     assert image.dtype == back.dtype == np.float64
+    if exact_sides and matrix.size and not isinstance(operator, Kronecker):  # that sums in stages
+        assert int(np.count_nonzero(matrix, axis=1).max()) <= operator.terms
     bound = (operator.terms + 4) * 2.0**-52
     assert np.all(np.abs(image.ravel() - matrix @ x.ravel()) <= 2 * bound * (np.abs(matrix) @ np.abs(x).ravel()))
     np.testing.assert_allclose(back.ravel(), matrix.T @ y.ravel(), rtol=1e-11, atol=1e-12 * (1 + np.abs(matrix).sum()))

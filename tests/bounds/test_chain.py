@@ -154,6 +154,14 @@ def test_cancelling_product_keeps_its_rounding_error() -> None:
             assert Fraction(low[0, j]) <= value <= Fraction(high[0, j])
 
 
+def test_rounded_product_below_the_exact_one() -> None:
+    """fl(1 + 2^-60) = 1: only the allowance of the product covers the difference."""
+    composed = compose([Dense(np.array([[1.0, 2.0**-60]]), (1, 1)), Dense(np.array([[1.0], [1.0]]), (1, 2))])
+    assert isinstance(composed, Folded)
+    for norm in NORMS:
+        assert exact(composed.norm(norm).upper) >= 1 + Fraction(1, 2**60)
+
+
 def test_uncertain_factors_widen_the_fold() -> None:
     relative = 1e-4
     conv = Convolution(np.array([[[2.0]], [[-3.0]]]), (4,))

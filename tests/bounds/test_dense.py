@@ -177,6 +177,20 @@ def test_failed_estimates_cost_time_not_soundness(monkeypatch: pytest.MonkeyPatc
         assert dominates(exact(found.upper) ** 2, exact_gram(matrix))
 
 
+def test_an_indefinite_matrix_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates a little too small: every diagonal entry is positive, only the factorisation can tell."""
+    for n in (2, 3, 9):
+        matrix = np.eye(n) + 0.9 * (np.ones((n, n)) - np.eye(n))
+        true = float(svdvals(matrix)[0]) ** 2
+        for factor in (0.6, 0.9, 0.999, 1 - 1e-9):
+            start = np.eye(n)[0]
+            monkeypatch.setattr(dense, "_estimate", lambda gram, slack, guess=factor * true, x=start: (guess, x))
+            found = dense_norm(matrix, "l2")
+            assert dominates(exact(found.upper) ** 2, exact_gram(matrix))
+            gram = np.tril(matrix.T @ matrix)
+            assert not dense.factors(np.asfortranarray(gram), factor * true)
+
+
 def test_evidence_lets_a_checker_factorise_again() -> None:
     matrix = np.random.default_rng(6).standard_normal((100, 80)) * 1e60
     found = dense_norm(matrix, "l2")

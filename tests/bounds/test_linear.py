@@ -112,6 +112,14 @@ def test_diagonal(scale_shape: tuple[int, ...], shape: tuple[int, ...], spread: 
         check_operator(operator, matrix_of(lambda x, scale=scale: x * scale, shape), tight=1e-14)
 
 
+def test_diagonal_that_only_copies() -> None:
+    """A scalar given in the output's shape: the copies count, though the factor varies along no axis."""
+    for out, shape in (((5, 4), (4,)), ((5, 4), (1, 4)), ((2, 3, 4), (3, 1)), ((2, 3), ())):
+        operator = Diagonal(np.broadcast_to(-2.0, out), shape)
+        assert operator.out_shape == out
+        check_operator(operator, matrix_of(lambda x, out=out: np.broadcast_to(-2.0 * x, out), shape), tight=1e-14)
+
+
 def test_diagonal_with_uncertain_factors() -> None:
     scale, relative = np.array([1.0, -2.0, 0.5]), 1e-3
     operator = Diagonal(scale, (4, 3), relative)
@@ -209,9 +217,10 @@ def test_means_and_sums() -> None:
 
 def test_overflow_inside_an_enclosure_gives_the_whole_line() -> None:
     operator = Dense(np.array([[0.0, 1e300], [1e300, 1.0]]), (2,))
-    low, high = operator.enclose(np.array([-1.7e308, -1.7e308]), np.array([1.7e308, 1.7e308]))
-    assert np.all(low == -np.inf) and np.all(high == np.inf)
-    for lo, hi in ((1e-310, 2e-310), (-1e-310, 1e-310)):
+    for top in (1.7e308, float(np.finfo(np.float64).max)):  # the radius of the second overflows: 0 * inf inside the product
+        low, high = operator.enclose(np.array([-top, -top]), np.array([top, top]))
+        assert np.all(low == -np.inf) and np.all(high == np.inf)
+    for lo, hi in ((1e-310, 2e-310), (-1e-310, 1e-310), (1.1e-310, 1.1e-310), (-1.3e-311, -1.3e-311)):
         low, high = operator.enclose(np.array([lo, lo]), np.array([hi, hi]))
         true = Fraction(1e300) * Fraction(hi)
         assert Fraction(float(high[0])) >= true and Fraction(float(low[0])) <= Fraction(1e300) * Fraction(lo)

@@ -15,6 +15,7 @@ from lipaudit.graph.simplify import simplify
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.report.text import count, facts, printable, shorten
 from lipaudit.topology import Region, Topology, recognise
+from lipaudit.topology.laws import walk
 
 __all__ = ["inspect_text"]
 
@@ -63,7 +64,7 @@ def inspect_text(path: str, *, dims: Mapping[str, int], why: str | None = None, 
 
 
 def _tree(loaded: Loaded, topology: Topology) -> Iterator[str]:
-    regions = sum(1 for _ in _preorder(topology.root))
+    regions = len(walk(topology.root))
     graph = topology.simplified
     sizes = f"{count(loaded.nodes, 'node')}, {len(graph.nodes):,} after simplification, {count(regions, 'region')}"
     yield f"{shorten(loaded.path, _NAME)}: {sizes}"
@@ -151,28 +152,17 @@ def _signatures(topology: Topology) -> dict[int, int]:
     ops = {node.name: node.kind for node in topology.graph.nodes}
     known: dict[tuple[object, ...], int] = {}
     found: dict[int, int] = {}
-    for region in reversed(list(_preorder(topology.root))):
+    for region in reversed(walk(topology.root)):
         parts = tuple(found[id(child)] for child in region.children) or tuple(ops.get(name, "") for name in region.nodes)
         found[id(region)] = known.setdefault((region.kind, bool(region.children), parts), len(known))
     return found
-
-
-def _preorder(root: Region) -> Iterator[Region]:
-    stack = [root]
-    while stack:
-        region = stack.pop()
-        yield region
-        stack.extend(reversed(region.children))
-
-
-# ---------------------------------------------------------------------- why
 
 
 def _why(loaded: Loaded, topology: Topology, subject: str) -> Iterator[str]:
     abstract = {node.name: node for node in topology.graph.nodes}
     simplified = {node.name: node for node in topology.simplified.nodes}
     original = {node.name: node for node in loaded.graph.nodes}
-    regions = {region.path: region for region in _preorder(topology.root)}
+    regions = {region.path: region for region in walk(topology.root)}
     node = simplified.get(subject) or abstract.get(subject) or original.get(subject) or _producer(topology, loaded, subject)
     if node is None:
         if subject in regions:
@@ -218,7 +208,7 @@ def _made_by(graph: Graph, value: str) -> Node | None:
 
 def _region_chain(topology: Topology, region: Region) -> Iterator[str]:
     """A region and those around it, outermost first, each with its reason."""
-    around = [found for found in _preorder(topology.root) if region.path == found.path or region.path.startswith(f"{found.path}/")]
+    around = [found for found in walk(topology.root) if region.path == found.path or region.path.startswith(f"{found.path}/")]
     yield "  is in" if len(around) > 1 else "  is"
     for found in around:
         yield f"    {shorten(found.path, 160)}  {printable(found.kind)}, {count(len(found.nodes), 'node')}"

@@ -21,8 +21,9 @@ from lipaudit.operators.base import Finite, Rule, Site, joint_flow
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.flow import Flow, Reason, Row, flatten, identity, merged, total
 from lipaudit.topology import Region
+from lipaudit.topology.laws import walk
 
-__all__ = ["Bound", "Entry", "RegionBound", "Tree", "preorder", "random_flow"]
+__all__ = ["Bound", "Entry", "RegionBound", "Tree", "random_flow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Tree:
 
         Sources are cut at the slices that are taken of them; the ranges returned are the columns of each source.
         """
-        for region in reversed(preorder(self.root)):
+        for region in reversed(walk(self.root)):
             if region is not self.root:
                 self.bounds[region.path] = self._region(region)
         items = self._items(self.root)
@@ -286,7 +287,7 @@ class Tree:
         """``before`` of every region: from the sources to its entries."""
         for region in self._level(self.root):
             self.bounds[region.path].before = self._reach(region, flows)
-        for region in preorder(self.root):
+        for region in walk(self.root):
             above = self.bounds.get(self._level_of.get(region.path, ""))
             if above is not None:
                 self.bounds[region.path].before = above.inner[region.path] * above.before
@@ -304,7 +305,7 @@ class Tree:
                     continue
                 slope = gain.slope if isinstance(gain, Finite) else INFINITE
                 reach[name] = reach.get(name, ZERO) + slope * beyond
-        for region in preorder(self.root):
+        for region in walk(self.root):
             if region.path in self.bounds:
                 self.bounds[region.path].after = reach.get(region.exit, ZERO)
 
@@ -320,14 +321,3 @@ def random_flow(parts: int, name: str) -> Flow:
     """Of a value that holds random numbers: no bound."""
     reason = Reason(name, "", "unknown", "it depends on random numbers, so it is not a function of the input")
     return Flow((Row(tuple(INFINITE for _ in range(parts)), INFINITE),), reasons=(reason,))
-
-
-def preorder(root: Region) -> list[Region]:
-    """All regions, parents before children."""
-    found: list[Region] = []
-    stack = [root]
-    while stack:
-        region = stack.pop()
-        found.append(region)
-        stack.extend(reversed(region.children))
-    return found

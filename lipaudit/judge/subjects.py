@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lipaudit.certify import Certificate
-from lipaudit.certify.gains import preorder
 from lipaudit.graph.ir import Node
 from lipaudit.judge.weights import WeightFacts, weight_facts
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.topology import Topology
+from lipaudit.topology.laws import walk
 
 __all__ = ["Subject", "subjects"]
 
@@ -44,7 +44,7 @@ def subjects(topology: Topology, certificate: Certificate, catalogue: Catalogue)
     if "run_without_shortcut" in whole:
         yield Subject("region", root.path, "", {"model": model, "region": whole})
     place: dict[str, str] = {}
-    for region in preorder(root):
+    for region in walk(root):
         place.update(dict.fromkeys(region.nodes, region.path))
         if region is root:
             continue

@@ -13,6 +13,7 @@ from lipaudit import records
 from lipaudit.bounds.scalar import ONE, Upper
 from lipaudit.certify import Bound, Certificate
 from lipaudit.certify.domain import Domain
+from lipaudit.certify.masks import assumed_masks
 from lipaudit.graph.load import Loaded
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.options import Options
@@ -41,7 +42,7 @@ def assemble(
     return records.Audit(
         schema=SCHEMA,
         model=_model(loaded, topology),
-        domain=domain.record(_notes(topology)),
+        domain=domain.record(_notes(topology, domain)),
         norm=options.norm,  # type: ignore[arg-type]
         certified=_certified(certificate.headline),
         measured=_measured(None if seen is None else seen.headline),
@@ -113,7 +114,7 @@ def _model(loaded: Loaded, topology: Topology) -> records.Model:
     )
 
 
-def _notes(topology: Topology) -> list[str]:
+def _notes(topology: Topology, domain: Domain) -> list[str]:
     notes: list[str] = []
     for source in topology.sources:
         if source.kind == "embedding":
@@ -121,6 +122,8 @@ def _notes(topology: Topology) -> list[str]:
             notes.append(f"{source.label}: gains start at the embedding output {source.value.name!r}; {rows}")
     for symbol, size in topology.simplified.pinned.items():
         notes.append(f"dimension {symbol} pinned to {size}")
+    masks = [name for name in assumed_masks(topology.graph) if name not in domain.boxes]
+    notes += [f"{name}: used as a mask, so it is assumed to hold 0 and 1 only (--input {name}=LO:HI says otherwise)" for name in masks]
     return notes
 
 

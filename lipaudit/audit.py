@@ -10,6 +10,7 @@ from lipaudit.assemble import assemble
 from lipaudit.bounds.scalar import Norm
 from lipaudit.certify import certify
 from lipaudit.certify.domain import Domain, parse_boxes
+from lipaudit.certify.masks import assumed_masks
 from lipaudit.errors import UsageError
 from lipaudit.graph.load import load
 from lipaudit.graph.simplify import simplify
@@ -101,14 +102,15 @@ def audit(
     graph = simplify(loaded.graph, options.dims, operators=catalogue.operators())
     tell("recognise", 0.0)
     topology = recognise(graph)
-    domain.check(topology.sources, loaded.path)
+    domain.check(topology.sources, loaded.path, graph.inputs)
+    search_box = domain.inner(topology.sources, graph.inputs, assumed_masks(topology.graph))
     tell("certify", 0.0)
     certificate = certify(topology, catalogue, domain, norm, lambda fraction: tell("certify", fraction))
     measurements = None
     if measure:
         tell("measure", 0.0)
         measurements = validate(
-            graph, topology.sources, domain.inner(topology.sources), regions=certificate.borders(), outputs=certificate.outputs,
+            graph, topology.sources, search_box, regions=certificate.borders(), outputs=certificate.outputs,
             norm=norm, budget=BUDGETS[effort], device=device, seed=seed, time_limit=time_limit,
             progress=lambda fraction: tell("measure", fraction), keep_on_interrupt=keep_on_interrupt,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lipaudit import records
 from lipaudit.errors import UsageError
+from lipaudit.graph.ir import Value
 from lipaudit.operators.range import Range, reals
 from lipaudit.topology.sources import Source
 
@@ -51,7 +52,8 @@ class ElementBox:
 class Domain:
     """Boxes by source label; a source without one ranges over all reals (or over its embedding table).
 
-    ``elements`` are boxes with ends per element; where a source has both kinds, these count.
+    ``elements`` are boxes with ends per element; where a source has both kinds, these count. A box may also name a graph input
+    that is no source (an integer mask): nothing moves with it, but what it holds decides how far other values reach.
     """
 
     boxes: Mapping[str, Box]
@@ -62,13 +64,13 @@ class Domain:
         """Where the certificate holds: "reals" or "box"."""
         return "box" if self.boxes or self.elements else "reals"
 
-    def check(self, sources: Sequence[Source], where: str) -> None:
-        """Raise :class:`UsageError` if a box names no source."""
-        names = [source.label for source in sources]
+    def check(self, sources: Sequence[Source], where: str, inputs: Sequence[Value] = ()) -> None:
+        """Raise :class:`UsageError` if a box names neither a source nor one of the graph's ``inputs``."""
+        names = [*dict.fromkeys([*(source.label for source in sources), *(value.name for value in inputs)])]
         for name in (*self.boxes, *self.elements):
             if name not in names:
                 known = ", ".join(names) or "none"
-                raise UsageError(f"--input names {name!r}, which is not a source of this model (sources: {known}).", where=where)
+                raise UsageError(f"--input names {name!r}, which is not a source of this model (sources and inputs: {known}).", where=where)
 
     def outer(self, source: Source) -> Range | None:
         """The range to certify on; None where the box says nothing (embedding tables speak for themselves)."""
@@ -83,9 +85,31 @@ class Domain:
             return reals(shape) if source.kind == "input" else None
         return Range(shape, np.asarray(_below(box.lo)), np.asarray(_above(box.hi)))
 
-    def inner(self, sources: Sequence[Source]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """The boxes to search in, by value name: the largest boxes with float32 ends inside what the user wrote."""
-        found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    def held(self, value: Value, mask: bool = False) -> Range | None:
+        """The range of a graph input that is no source: its box, [0, 1] for a ``mask`` without one, else None."""
+        box = self.boxes.get(value.name)
+        if value.shape is None:
+            return None
+        if box is None:
+            return Range(value.shape, np.asarray(0.0), np.asarray(1.0), integral=True) if mask else None
+        if value.is_float:
+            return Range(value.shape, np.asarray(_below(box.lo)), np.asarray(_above(box.hi)))
+        lo, hi = _integers(box)
+        return Range(value.shape, np.asarray(lo), np.asarray(hi), integral=True)
+
+    def inner(
+        self, sources: Sequence[Source], inputs: Sequence[Value] = (), masks: Sequence[str] = ()
+    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """The boxes to search in, by value name: the largest boxes with float32 ends inside what the user wrote.
+
+        ``inputs``: the graph's inputs; those that are no sources are held within their boxes, ``masks`` without one in [0, 1].
+        """
+        found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {name: (np.asarray(0.0), np.asarray(1.0)) for name in masks}
+        for value in inputs:
+            named = self.boxes.get(value.name)
+            if named is not None:
+                ends = (_float32_above(named.lo), _float32_below(named.hi)) if value.is_float else _integers(named)
+                found[value.name] = (np.asarray(ends[0]), np.asarray(ends[1]))
         for source in sources:
             box = self.boxes.get(source.label)
             own = self.elements.get(source.label)
@@ -123,6 +147,14 @@ def parse_boxes(texts: Sequence[str]) -> Domain:
             raise UsageError(f"--input {text!r}: the ends must lie within 1e300.")
         boxes[name] = Box(lo, hi, lo_text.strip(), hi_text.strip())
     return Domain(boxes)
+
+
+def _integers(box: Box) -> tuple[float, float]:
+    """The least and the largest integer of a box, as doubles rounded outward."""
+    lo, hi = math.ceil(box.lo), math.floor(box.hi)
+    if lo > hi:
+        raise UsageError(f"no integer lies between {box.lo_text} and {box.hi_text}.")
+    return _below(Fraction(lo)), _above(Fraction(hi))
 
 
 def _below(x: Fraction) -> float:

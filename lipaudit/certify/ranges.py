@@ -10,6 +10,7 @@ import numpy as np
 
 from lipaudit.certify import integers
 from lipaudit.certify.domain import Domain
+from lipaudit.certify.masks import assumed_masks
 from lipaudit.certify.sites import shape_problem
 from lipaudit.graph.ir import Constant, Graph, Value
 from lipaudit.operators.base import Site
@@ -62,7 +63,9 @@ def propagate(graph: Graph, sources: Sequence[Source], catalogue: Catalogue, dom
 
     A box on an embedding source replaces what its table would say. Operators without a rule give all reals.
     """
-    return forward(graph, {source.value.name: domain.outer(source) for source in sources}, catalogue, sites)
+    masks = assumed_masks(graph)
+    given = {value.name: domain.held(value, value.name in masks) for value in graph.inputs}
+    return forward(graph, given | {source.value.name: domain.outer(source) for source in sources}, catalogue, sites)
 
 
 def forward(graph: Graph, given: Mapping[str, Range | None], catalogue: Catalogue, sites: Mapping[str, Site]) -> Ranges:

@@ -168,6 +168,9 @@ def prepare(
             return f"input {value.name!r} has no shape or type to draw values for."
         else:
             fixed[value.name] = _fixed_value(small, value, rng)
+        if value.name in domain:
+            held = np.clip(fixed[value.name].astype(np.float64), *domain[value.name])
+            fixed[value.name] = held.astype(numpy_dtype(value.dtype))
     problem = Problem(small, tuple(parts), tuple(chosen), lo, hi, fixed)
     return replace(problem, given=_given(problem, inputs))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from lipaudit.assemble import assemble
 from lipaudit.bounds.scalar import Norm
@@ -16,10 +19,10 @@ from lipaudit.graph.load import load
 from lipaudit.graph.simplify import simplify
 from lipaudit.judge import judge
 from lipaudit.operators.catalogue import Catalogue
-from lipaudit.options import EFFORTS, NORMS, Options
+from lipaudit.options import EFFORTS, NORMS, Given, Options
 from lipaudit.records import Audit
 from lipaudit.topology import recognise
-from lipaudit.validate import BUDGETS, validate
+from lipaudit.validate import BUDGETS, check_inputs, validate, witness_bytes
 
 __all__ = ["audit"]
 
@@ -40,6 +43,9 @@ def audit(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     rules: Sequence[str | os.PathLike[str]] = (),
+    inputs: Mapping[str, NDArray[Any]] | str | os.PathLike[str] | None = None,
+    replay: str | os.PathLike[str] | None = None,
+    witness: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     keep_on_interrupt: bool = False,
 ) -> Audit:
@@ -71,6 +77,13 @@ def audit(
         Codes or prefixes of guidelines ("LIP2") to report or to leave out.
     rules
         Folders with further rules (``operators/``, ``guidelines/``), later ones override earlier ones.
+    inputs
+        Real inputs, ``{name: array}`` or an .npz file of them, leading axis = examples: where the search starts. Integer inputs of an
+        embedding as they are (token ids); inputs that are no source keep the values of the first example.
+    replay
+        An .npz file that ``witness`` wrote: its pair is evaluated again, nothing is searched.
+    witness
+        Where to write the pair of the headline as an .npz file (nothing is written if nothing was measured).
     progress
         Called as ``progress(stage, fraction)``.
     keep_on_interrupt
@@ -91,9 +104,15 @@ def audit(
     """
     tell = progress or (lambda stage, fraction: None)
     domain = _domain(boxes)
+    if not measure and (inputs is not None or replay is not None or witness is not None):
+        raise UsageError("--inputs, --replay and --witness are for the measured half, which --no-validate leaves out.")
+    if replay is not None and inputs is not None:
+        raise UsageError("--replay evaluates its own pair: --inputs has no place beside it.")
+    given = Given.read(inputs, replay)
     options = Options.of(
         domain=domain, dims=dict(dims or {}), norm=_choice("norm", norm, NORMS), effort=_choice("effort", effort, EFFORTS),
         measure=measure, device=device, seed=seed, time_limit=time_limit, select=list(select), ignore=list(ignore),
+        files=given.digests(),
     )  # fmt: skip
     catalogue = Catalogue.load([Path(folder) for folder in rules])
     tell("load", 0.0)
@@ -104,6 +123,7 @@ def audit(
     topology = recognise(graph)
     domain.check(topology.sources, loaded.path, graph.inputs)
     search_box = domain.inner(topology.sources, graph.inputs, assumed_masks(topology.graph))
+    examples = None if given.inputs is None else check_inputs(graph, topology.sources, search_box, given.inputs, given.inputs_file)
     tell("certify", 0.0)
     certificate = certify(topology, catalogue, domain, norm, lambda fraction: tell("certify", fraction))
     measurements = None
@@ -113,7 +133,13 @@ def audit(
             graph, topology.sources, search_box, regions=certificate.borders(), outputs=certificate.outputs,
             norm=norm, budget=BUDGETS[effort], device=device, seed=seed, time_limit=time_limit,
             progress=lambda fraction: tell("measure", fraction), keep_on_interrupt=keep_on_interrupt,
+            inputs=examples, replay=given.replay,
         )  # fmt: skip
+        packed = None if witness is None else witness_bytes(measurements, norm)
+        if witness is not None and packed is not None:
+            from lipaudit.outputs import write_file
+
+            write_file(Path(witness), packed)
     tell("judge", 0.0)
     findings = judge(topology, certificate, catalogue, rules=[Path(folder) for folder in rules], select=select, ignore=ignore)
     return assemble(loaded, topology, catalogue, certificate, measurements, findings, domain, options)

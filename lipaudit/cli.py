@@ -58,6 +58,13 @@ def audit(
     effort: Annotated[str, typer.Option(help="quick (default), normal or thorough.")] = "quick",
     time_limit: Annotated[float | None, typer.Option(help="Seconds for the search of inputs.")] = None,
     validate: Annotated[bool, typer.Option("--validate/--no-validate", help="Run the model to measure gains.")] = True,
+    inputs: Annotated[
+        str | None, typer.Option("--inputs", metavar="FILE.npz", help="Real inputs by name, examples first: where the search starts.")
+    ] = None,
+    witness: Annotated[str | None, typer.Option("--witness", metavar="FILE.npz", help="Write the worst pair that was found.")] = None,
+    replay: Annotated[
+        str | None, typer.Option("--replay", metavar="FILE.npz", help="Evaluate the pair of --witness again; no search.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     select: Annotated[list[str] | None, typer.Option(help="Guideline codes or prefixes to report.")] = None,
@@ -70,18 +77,23 @@ def audit(
 
     Exit codes: 0 nothing at or above --fail-on, 1 findings, 2 usage, 3 a model cannot be audited, 4 internal.
     """
-    from lipaudit.outputs import parse_outputs
+    from lipaudit.outputs import check_path, parse_outputs, path_for
 
     if fail_on not in (*_SEVERITIES, "never"):
         raise UsageError(f"{fail_on!r} is not a value of --fail-on; choose one of error, warning, note, never.")
     outputs = parse_outputs(output or [], models)
     sizes = _sizes(dim or [])
+    if len(models) > 1 and (inputs is not None or replay is not None):
+        raise UsageError("--inputs and --replay belong to one model: audit the models one by one.")
+    if witness is not None:
+        check_path("--witness", witness, several=len(models) > 1)
     worst = 0
     for model in models:
         try:
             code = _audit_one(
                 model, outputs, fail_on, boxes=boxes or [], dims=sizes, norm=norm, effort=effort, time_limit=time_limit,
                 measure=validate, device=device, seed=seed, select=select or [], ignore=ignore or [], rules=rules or [],
+                inputs=inputs, replay=replay, witness=None if witness is None else path_for(witness, model),
             )  # fmt: skip
         except LipauditError as error:
             if len(models) == 1 or error.exit_code == UsageError.exit_code:

@@ -13,7 +13,7 @@ from lipaudit.errors import UsageError
 from lipaudit.records import Audit
 from lipaudit.report import FORMATS, render
 
-__all__ = ["Outputs", "parse_outputs", "write_file"]
+__all__ = ["Outputs", "check_path", "parse_outputs", "path_for", "write_file"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Outputs:
 
     def write(self, model: str, audit: Audit) -> None:
         """Render all formats, then write them. ``{model}`` in a path becomes the model's file name without suffix."""
-        stem = Path(model).name.removesuffix(".gz").removesuffix(".onnx") if model != "-" else "stdin"
-        pairs = [(name, path.replace("{model}", stem)) for name, path in self.pairs]
+        pairs = [(name, path_for(path, model)) for name, path in self.pairs]
         if not any(path == "-" for _, path in pairs):
             pairs.insert(0, ("terminal", "-"))
         rendered = [(name, path, render(name, audit, colour=path == "-" and _colour())) for name, path in pairs]
@@ -38,6 +37,12 @@ class Outputs:
             for name, path in pairs:
                 if path != "-":
                     _print(f"{name} report: {path}")
+
+
+def path_for(path: str, model: str) -> str:
+    """``{model}`` in ``path`` replaced by the model's file name without suffix."""
+    stem = Path(model).name.removesuffix(".gz").removesuffix(".onnx") if model != "-" else "stdin"
+    return path.replace("{model}", stem)
 
 
 def _print(text: str) -> None:
@@ -58,33 +63,34 @@ def parse_outputs(texts: Sequence[str], models: Sequence[str]) -> Outputs:
         if name not in FORMATS:
             raise UsageError(f"-o {text!r}: {name!r} is not a format; choose one of {', '.join(FORMATS)}.")
         if path != "-":
-            _check_path(text, path, several=len(models) > 1)
+            check_path(f"-o {text!r}", path, several=len(models) > 1)
         pairs.append((name, path))
     if sum(path == "-" for _, path in pairs) > 1:
         raise UsageError("Only one output can go to standard output.")
     return Outputs(tuple(pairs))
 
 
-def _check_path(text: str, path: str, *, several: bool) -> None:
+def check_path(option: str, path: str, *, several: bool) -> None:
+    """Raise :class:`UsageError`, beginning with ``option``, if no file can be written there."""
     target = Path(path)
     if several and "{model}" not in path:
-        raise UsageError(f"-o {text!r}: with several models the path needs {{model}}, or the reports overwrite each other.")
+        raise UsageError(f"{option}: with several models the path needs {{model}}, or the reports overwrite each other.")
     if target.is_dir():
-        raise UsageError(f"-o {text!r}: {path} is a directory.")
+        raise UsageError(f"{option}: {path} is a directory.")
     folder = target.parent
     if not folder.is_dir():
-        raise UsageError(f"-o {text!r}: the folder {folder} does not exist.")
+        raise UsageError(f"{option}: the folder {folder} does not exist.")
     if not os.access(folder, os.W_OK):
-        raise UsageError(f"-o {text!r}: the folder {folder} cannot be written.")
+        raise UsageError(f"{option}: the folder {folder} cannot be written.")
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader never sees half a file."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes under a temporary name in the same folder, then rename: a reader never sees half a file."""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:

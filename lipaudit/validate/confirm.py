@@ -13,7 +13,7 @@ network are measured at the memory of one evaluation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,12 +50,17 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A pair of points and how far every value of interest moves between them."""
+    """A pair of points and how far every value of interest moves between them.
+
+    ``errors`` are the relative errors of the outputs that were known before the pair was evaluated: with them and the pair the same
+    proof comes out again.
+    """
 
     x: Floats
     y: Floats
     family: str
     moves: Mapping[str, Move]
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,14 @@ class Quotient:
 
 
 class Confirmer:
-    """Proves pairs of the engine's problem; ``taps`` are inner values whose moves are wanted as well."""
+    """Proves pairs of the engine's problem.
 
-    def __init__(self, engine: Engine, taps: Sequence[str], norm: Norm, deadline: Deadline) -> None:
+    ``taps`` are inner values whose moves are wanted as well, ``errors`` relative errors of values to begin with.
+    """
+
+    def __init__(
+        self, engine: Engine, taps: Sequence[str], norm: Norm, deadline: Deadline, errors: Mapping[str, float] | None = None
+    ) -> None:
         self.problem: Problem = engine.problem
         self.norm: Norm = norm
         self._engine = engine
@@ -81,7 +91,7 @@ class Confirmer:
         fed = {value.name for value in graph.inputs}
         self._names = tuple(name for name in dict.fromkeys((*self.problem.outputs, *taps)) if name not in fed)
         self._plain: Session | None = None
-        self._relative: dict[str, float] = {}
+        self._relative: dict[str, float] = dict(errors or {})
 
     def prove(self, x: Floats, y: Floats, family: str) -> Proof:
         """Evaluate the pair.
@@ -94,6 +104,7 @@ class Confirmer:
             At the time limit.
         """
         self._deadline.check()
+        errors = {name: self._relative[name] for name in self.problem.outputs if name in self._relative}
         runs = [
             evaluator.stream(self.problem.feeds(point, double=True), self._names)
             for evaluator in (self._double, self._single)
@@ -121,7 +132,7 @@ class Confirmer:
             # Differences of the given points: one rounding each, which the norms allow for.
             step = x[part.place] - y[part.place]
             moves[part.name] = Move(lower_norm(step, self.norm), upper_norm(step, self.norm))
-        return Proof(x, y, family, moves)
+        return Proof(x, y, family, moves, errors)
 
     def _move(self, name: str, a: Floats, b: Floats, c: Floats, d: Floats) -> Move | None:
         """From the values at both points in float64 (a, b) and in float32 (c, d); None if they are not finite."""

@@ -55,8 +55,9 @@ class Measurements:
     """Everything that one validation measured.
 
     ``matrix`` is keyed by (source value, output), the other sources held; ``regions`` by path. ``witness_arrays`` holds
-    the headline pair as ``"x:NAME"`` and ``"y:NAME"`` for every source, and the fixed inputs as ``"fixed:NAME"``. ``stopped``
-    says what ended the search early, if anything did.
+    the headline pair as ``"x:NAME"`` and ``"y:NAME"`` for every source, and the fixed inputs as ``"fixed:NAME"``;
+    ``witness_errors`` what the confirmation had seen of each output when it came to that pair. ``stopped`` says what ended the search
+    early, if anything did.
     """
 
     headline: Measurement
@@ -65,6 +66,7 @@ class Measurements:
     device: str = ""
     witness_arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     stopped: Stopped = ""
+    witness_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def not_measured(reason: str, *, device: str = "", method: str = "") -> Measurement:

@@ -163,7 +163,8 @@ def prepare(
             continue
         supplied = None if inputs is None else inputs.get(value.name)
         if supplied is not None:
-            fixed[value.name] = np.asarray(supplied).astype(numpy_dtype(value.dtype))
+            # Both points of a pair share them: of several examples the first counts.
+            fixed[value.name] = np.asarray(supplied).reshape(-1, *(value.shape or ()))[0].astype(numpy_dtype(value.dtype))
         elif value.shape is None or value.dtype in {"", "string"}:
             return f"input {value.name!r} has no shape or type to draw values for."
         else:

@@ -13,6 +13,7 @@ from lipaudit.bounds.scalar import Norm
 from lipaudit.bounds.threads import single_threaded
 from lipaudit.errors import ModelError
 from lipaudit.graph.ir import Graph
+from lipaudit.validate.arrays import embedded
 from lipaudit.validate.budget import Budget, flops
 from lipaudit.validate.confirm import Confirmer, Proof, Quotient
 from lipaudit.validate.direction import View
@@ -23,6 +24,7 @@ from lipaudit.validate.problem import Problem, prepare
 from lipaudit.validate.search import Search
 from lipaudit.validate.session import Deadline, OutOfTime, resolve_device
 from lipaudit.validate.settle import Settler
+from lipaudit.validate.witness import Witness
 
 if TYPE_CHECKING:
     from lipaudit.topology.sources import Source
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["validate"]
 
 Array = NDArray[Any]
+Floats = NDArray[np.float64]
 Progress = Callable[[float], None]
 
 # Of a time limit, the part that the search may take; the rest is for confirming.
@@ -53,6 +56,7 @@ def validate(
     inputs: Mapping[str, Array] | None = None,
     time_limit: float | None = None,
     progress: Progress | None = None,
+    replay: Witness | None = None,
     keep_on_interrupt: bool = False,
 ) -> Measurements:
     """Measure gains of ``graph`` by searching for pairs of inputs.
@@ -78,11 +82,14 @@ def validate(
     seed
         Equal seeds give equal results.
     inputs
-        Values by name: for sources points to start from (several along a new leading axis), for other inputs their values.
+        Values by name, examples along a new leading axis: for sources points to start from, for other inputs their values (the first
+        example's). Sources that are computed from inputs (embeddings) are computed from the examples.
     time_limit
         Seconds; a safety net (the budget's own if None). A search that it cut short says so in its method.
     progress
         Called with the fraction done.
+    replay
+        A pair to evaluate instead of searching.
     keep_on_interrupt
         Ctrl-C ends the search early instead of raising KeyboardInterrupt; the result says so.
 
@@ -94,13 +101,18 @@ def validate(
     Raises
     ------
     UsageError
-        If ``device`` is unknown, or "cuda" does not work.
+        If ``device`` is unknown, or "cuda" does not work; if ``replay`` or ``inputs`` do not fit the graph.
     """
     resolved = resolve_device(device)
     seconds = budget.seconds if time_limit is None else time_limit
+    if replay is not None:
+        inputs = replay.fixed(graph)
+    elif inputs is not None:
+        inputs = embedded(graph, sources, inputs)
     problem = prepare(graph, sources, domain, outputs, seed, inputs)
     if isinstance(problem, str):
         return _nothing(problem, resolved)
+    pair = None if replay is None else (*replay.points(problem), replay.errors(norm))
     try:
         with (
             single_threaded(),
@@ -108,7 +120,7 @@ def validate(
             Deadline(seconds) as confirm,
             Interrupts(search, confirm, active=keep_on_interrupt) as interrupts,
         ):
-            return _Validation(problem, regions, norm, budget, resolved, seed, seconds, search, confirm, interrupts, progress).run()
+            return _Validation(problem, regions, norm, budget, resolved, seed, seconds, search, confirm, interrupts, progress, pair).run()
     except RuntimeError as error:
         return _nothing(f"onnxruntime cannot run the model: {error}.", resolved)
     except ModelError as error:
@@ -134,11 +146,14 @@ class _Validation:
     confirm_limit: Deadline
     interrupts: Interrupts
     progress: Progress | None
+    replay: tuple[Floats, Floats, Mapping[str, float]] | None
     cut_short: bool = False
     engine: Engine = field(init=False)
 
     def run(self) -> Measurements:
         names = [part.name for part in self.problem.parts]
+        if self.replay is not None:
+            return self._again(names, *self.replay)
         self.engine = Engine(self.problem, self.device, self.search_limit)
         cost = max(flops(self.problem.graph), 1.0)
         total = self.budget.for_graph(self.problem.graph)
@@ -153,6 +168,14 @@ class _Validation:
         self._tell(1.0)
         return self._collect(settler, names, matrix)
 
+    def _again(self, names: Sequence[str], x: Floats, y: Floats, errors: Mapping[str, float]) -> Measurements:
+        """Evaluate one pair; nothing is searched."""
+        self.engine = Engine(self.problem, self.device, self.confirm_limit, derivatives=False)
+        settler = Settler(Confirmer(self.engine, self._taps(), self.norm, self.confirm_limit, errors))
+        self._guarded(lambda: settler.prove(x, y, "replayed", (), ()))
+        self._tell(1.0)
+        return self._collect(settler, names, [(part.name, name) for part in self.problem.parts for name in self.problem.outputs])
+
     @property
     def _stopped(self) -> Stopped:
         """What ended the search before its budget."""
@@ -165,7 +188,7 @@ class _Validation:
         self._guarded(search.run)
         return search
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], object]) -> None:
         try:
             work()
         except OutOfTime:
@@ -218,6 +241,7 @@ class _Validation:
             self.engine.device,
             self._arrays(None if found is None else found[0]),
             self._stopped,
+            {} if found is None else found[0].errors,
         )
 
     def _region(self, settler: Settler, entries: Sequence[str], leave: str, reason: str) -> Measurement:
@@ -234,7 +258,7 @@ class _Validation:
             return not_measured(reason[:1].upper() + reason[1:], device=device, method=method)
         proof, quotient = found
         witness = {
-            "seed": self.seed,
+            **({} if self.replay is not None else {"seed": self.seed}),
             "start": proof.family,
             "difference": quotient.difference.decimal(),
             "distance": quotient.distance.decimal(),
@@ -242,6 +266,8 @@ class _Validation:
         return Measurement("measured", quotient.lower, device, method, witness, "", quotient.difference, quotient.distance)
 
     def _method(self) -> str:
+        if self.replay is not None:
+            return "a given pair, nothing searched; pair confirmed in float64"
         if self.engine.differentiable:
             how = "scouts by Jacobian products, pair ascent, local moves"
         else:
@@ -256,7 +282,12 @@ class _Validation:
         for part in self.problem.parts:
             arrays[f"x:{part.name}"] = _narrow(proof.x[part.place].reshape(part.shape))
             arrays[f"y:{part.name}"] = _narrow(proof.y[part.place].reshape(part.shape))
-        return arrays | {f"fixed:{name}": array for name, array in self.problem.fixed.items()}
+        return arrays | {f"fixed:{name}": _portable(array) for name, array in self.problem.fixed.items()}
+
+
+def _portable(array: Array) -> Array:
+    """The types that numpy does not know itself (bfloat16 and narrower) as float32, which holds them exactly."""
+    return array if array.dtype.kind in "biuf" else array.astype(np.float32)
 
 
 def _narrow(array: NDArray[np.float64]) -> Array:

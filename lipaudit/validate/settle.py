@@ -40,7 +40,7 @@ class Settler:
                 if used >= share:
                     break
                 used += 1
-                found = self._prove(x, y, candidate.family, sources, exits)
+                found = self.prove(x, y, candidate.family, sources, exits)
                 value = 0.0 if found is None else float(found.lower)
                 if value < top:
                     break
@@ -59,7 +59,7 @@ class Settler:
             a, b = points[k % 4].point, points[(k + 1 + k // 4) % 4].point
             x = problem.clip(a * scale)
             y = view.move(x, (problem.clip(b * scale) - x)[view.inputs])
-            found = self._prove(x, y, "far pair", sources, exits)
+            found = self.prove(x, y, "far pair", sources, exits)
             if found is not None and k >= 3:
                 return
 
@@ -72,7 +72,7 @@ class Settler:
                 noise = rng.standard_normal(step.size)
                 step = noise * (np.linalg.norm(step) / max(float(np.linalg.norm(noise)), 1e-300))
             for x, y in self._pairs(view, Candidate(candidate.gain, candidate.point, step, candidate.family, local=True)):
-                self._prove(x, y, candidate.family, (), ())
+                self.prove(x, y, candidate.family, (), ())
                 break
 
     def best(self, sources: Sequence[str], exits: Sequence[str], *, held: Sequence[str] = ()) -> tuple[Proof, Quotient] | None:
@@ -102,7 +102,8 @@ class Settler:
             middle[outside] = candidate.point[outside]
             yield problem.clip(middle - half), problem.clip(middle + half)
 
-    def _prove(self, x: Floats, y: Floats, family: str, sources: Sequence[str], exits: Sequence[str]) -> Quotient | None:
+    def prove(self, x: Floats, y: Floats, family: str, sources: Sequence[str], exits: Sequence[str]) -> Quotient | None:
+        """Confirm one pair and remember it; None if it proves nothing for ``sources`` and ``exits``. Raises OutOfTime."""
         if np.array_equal(x, y):
             return None
         try:

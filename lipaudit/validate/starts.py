@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ Floats = NDArray[np.float64]
 
 # Elements without two finite ends are drawn at these scales in turn.
 _SCALES = (1.0, 0.1, 10.0, 100.0, 1e-2)
+_FIRST_GIVEN = 8
 _FAMILIES = ("corners", "level", "sparse", "smooth", "uniform", "normal")
 
 
@@ -43,9 +45,19 @@ def _ends(problem: Problem, scale: float) -> tuple[Floats, Floats]:
 
 
 def starts(problem: Problem, rng: np.random.Generator) -> Iterator[Start]:
-    """Endless points of the box: given ones, the centre, two corners, then the families in turn."""
-    for given in problem.given:
-        yield Start(given, "given", 1.0)
+    """Endless points of the box: given ones, the centre, two corners, then the families in turn.
+
+    Of many given points the later ones take turns with the others: they are one family among several.
+    """
+    given = [Start(point, "given", 1.0) for point in problem.given]
+    yield from given[:_FIRST_GIVEN]
+    later = iter(given[_FIRST_GIVEN:])
+    for drawn in _drawn(problem, rng):
+        yield drawn
+        yield from islice(later, 1)
+
+
+def _drawn(problem: Problem, rng: np.random.Generator) -> Iterator[Start]:
     lo, hi = _ends(problem, 1.0)
     yield Start(problem.clip(_tables(problem, (lo + hi) / 2, rng)), "centre", 1.0)
     yield Start(problem.clip(_tables(problem, lo, rng)), "all low", 1.0)

@@ -1,8 +1,8 @@
 """Simplify: passes that make the graph smaller and keep its function; one pass a file.
 
-Order: :mod:`pin` (symbolic dims become numbers), :mod:`propagate` (types, constants, branches, definitions), :mod:`bypass` (nodes that do
-nothing), :mod:`dead` (what no output needs). Each module's docstring states the law that it keeps and its cases. Functions are
-inlined at loading (:mod:`lipaudit.graph.functions`).
+Order: :mod:`pin` (symbolic dims become numbers), :mod:`propagate` (types, constants, branches, definitions), :mod:`sequences` (tensors
+instead of sequences), :mod:`bypass` (nodes that do nothing), :mod:`dead` (what no output needs). Each module's docstring states the law
+that it keeps and its cases. Functions are inlined at loading (:mod:`lipaudit.graph.functions`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lipaudit.graph.simplify.expand import NOTHING, Operators
 from lipaudit.graph.simplify.pin import DEFAULTS, pin
 from lipaudit.graph.simplify.propagate import Contradiction, propagate
 from lipaudit.graph.simplify.runtime import session
+from lipaudit.graph.simplify.sequences import resolve_sequences
 
 __all__ = ["NOTHING", "Operators", "simplify"]
 
@@ -71,6 +72,8 @@ def simplify(graph: Graph, dims: Mapping[str, int] = _NO_DIMS, *, operators: Ope
         walked, found = (plain, left) if len(left) < len(found) else best
     if found:
         _refuse_if_broken(walked, found)
+    while (resolved := resolve_sequences(walked)) is not walked:  # each round removes one at least
+        walked, _ = propagate(resolved, limits, operators)
     simplified = remove_dead(bypass(walked))
     spec.check(simplified)
     return simplified

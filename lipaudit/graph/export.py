@@ -26,7 +26,7 @@ from lipaudit.graph.double import in_double
 from lipaudit.graph.dtypes import PACKED_BITS, elem_type, stored_bytes
 from lipaudit.graph.ir import Constant, Graph, Node, Value
 
-__all__ = ["EMBEDDED_BYTES", "IR_VERSION", "External", "to_model", "to_node", "to_tensor", "to_type"]
+__all__ = ["EMBEDDED_BYTES", "IR_VERSION", "External", "to_model", "to_node", "to_tensor", "to_type", "weight_bytes"]
 
 # onnxruntime refuses the newest IR versions that onnx would stamp.
 IR_VERSION = 10
@@ -38,6 +38,16 @@ EMBEDDED_BYTES = 1_500_000_000
 
 # Says where a large constant was written: (location, offset, length) relative to the folder of the model.
 External = Callable[[Constant], tuple[str, int, int]]
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all tensors that a model of ``graph`` would hold (uniform ones are computed, not held)."""
+    return sum(
+        stored_bytes(constant.dtype, constant.size)
+        for part in (graph, *graph.subgraphs())
+        for constant in part.constants.values()
+        if constant.fill is None and constant.dtype != "string"
+    )
 
 
 def to_model(graph: Graph, *, taps: Sequence[str] = (), double: bool = False, external: External | None = None) -> ModelProto:
@@ -61,12 +71,7 @@ def to_model(graph: Graph, *, taps: Sequence[str] = (), double: bool = False, ex
     """
     if double:
         graph = in_double(graph)
-    total = sum(
-        stored_bytes(constant.dtype, constant.size)
-        for part in (graph, *graph.subgraphs())
-        for constant in part.constants.values()
-        if constant.fill is None and constant.dtype != "string"
-    )
+    total = weight_bytes(graph)
     large = total > EMBEDDED_BYTES
     if large and external is None:
         raise ModelError(f"its weights take {total:,} bytes, more than one protobuf can hold", where=graph.name)

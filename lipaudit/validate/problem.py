@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.graph.dtypes import numpy_dtype
+from lipaudit.graph.export import EMBEDDED_BYTES, weight_bytes
 from lipaudit.graph.ir import Graph, Node, Value
 from lipaudit.topology.sources import moving
 
@@ -143,6 +144,9 @@ def prepare(
         if graph.value(name).shape is None:
             return f"the shape of {name!r} is not known."
     small = cut(graph, names, chosen)
+    # Before anything is built: the derivative graphs would copy the weights twice.
+    if (held := weight_bytes(small)) > EMBEDDED_BYTES:
+        return f"the weights take {held:,} bytes, more than one protobuf can hold."
     parts, ends, start = [], [], 0
     for source in sources:
         value = graph.value(source.value.name)

@@ -85,6 +85,7 @@ class One:
     """Run in onnxruntime's float32 (for values that are exact there)."""
     function: Callable[[Mapping[str, NDArray[np.float64]]], list[NDArray[np.float64]]] | None = None
     """Instead of the reference evaluator, where that computes in float32."""
+    domain: str = ""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -103,10 +104,10 @@ class One:
                     name, helper.np_dtype_to_tensor_dtype(arg.dtype) if stored else kind, arg.shape
                 )
         outs = [f"y{k}" for k in range(self.outputs)]
-        node = helper.make_node(self.op, list(self.names), outs, **self.attrs)
+        node = helper.make_node(self.op, list(self.names), outs, domain=self.domain, **self.attrs)
         infos = [helper.make_tensor_value_info(name, kind, None) for name in outs]
         graph = helper.make_graph([node], "one", list(inputs.values()), infos)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(self.domain, self.opset)], ir_version=10)
         return (
             InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]) if self.float32 else ReferenceEvaluator(model)
         )
@@ -136,9 +137,10 @@ class One:
             else:
                 inputs.append(Value(name, "float64" if isinstance(arg, Moving) else str(arg.dtype), arg.shape))
                 constants.append(Constant.of(name, arg) if isinstance(arg, np.ndarray) else None)
-        version = onnx.defs.get_schema(self.op, self.opset, "").since_version
+        own = self.domain if self.domain != "com.microsoft" else None
+        version = onnx.defs.get_schema(self.op, self.opset, own).since_version if own is not None else 1
         attrs = {key: stored(value) for key, value in self.attrs.items()}
-        node = Node("n", self.op, self.names, tuple(f"y{k}" for k in range(self.outputs)), "", version, attrs, ("n",))
+        node = Node("n", self.op, self.names, tuple(f"y{k}" for k in range(self.outputs)), self.domain, version, attrs, ("n",))
         moving = tuple(isinstance(arg, Moving) for arg in self.args)
         outs = tuple(Value(f"y{k}", "float64", tuple(int(d) for d in shape)) for k, shape in enumerate(shapes))
         return Site(node, tuple(inputs), outs, tuple(constants), moving)

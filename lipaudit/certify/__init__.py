@@ -60,7 +60,7 @@ def certify(
         nodes = [node for node in graph.nodes if any(sites[node.name].moving) and not _is_cut(topology, node.outputs)]
         gains = ask(nodes, sites, ranges, catalogue, norm, ledger, drawn(graph, catalogue), progress)
         outputs = _float_outputs(topology)
-        tree = Tree(graph, topology.root, sites, gains, catalogue, norm, ledger)
+        tree = Tree(graph, topology.root, sites, gains, ranges, catalogue, norm, ledger)
         flows, steps, columns = tree.certify([source.value.name for source in topology.sources], outputs)
     for name in outputs:
         if name not in flows and name in drawn(graph, catalogue):

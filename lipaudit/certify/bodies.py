@@ -103,7 +103,7 @@ class Bodies:
         if sources:
             nodes = [node for node in graph.nodes if any(sites[node.name].moving)]
             gains = ask(nodes, sites, ranges, self._catalogue, norm, ledger, prepared.random)
-            flows, _, columns = Tree(graph, topology.root, sites, gains, self._catalogue, norm, ledger).certify(sources, outputs)
+            flows, _, columns = Tree(graph, topology.root, sites, gains, ranges, self._catalogue, norm, ledger).certify(sources, outputs)
         found: list[Mapping[str, Upper]] = []
         offsets: list[Upper] = []
         reasons: list[tuple[Reason, ...]] = []

@@ -14,12 +14,15 @@ from lipaudit.bounds.chain import compose
 from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Norm, Upper, combine, matrix_norm
 from lipaudit.certify.cuts import atoms
 from lipaudit.certify.ledger import Ledger
+from lipaudit.certify.methods import Proposal, Workspace, proposals
+from lipaudit.certify.methods.rows import rows_behind
 from lipaudit.certify.node_gains import NodeGains
 from lipaudit.certify.sites import shape_problem
 from lipaudit.graph.ir import Graph, Node
 from lipaudit.operators.base import Finite, Rule, Site, joint_flow
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.flow import Flow, Reason, Row, flatten, identity, merged, total
+from lipaudit.operators.range import Range
 from lipaudit.topology import Region
 from lipaudit.topology.laws import walk
 
@@ -80,6 +83,7 @@ class Tree:
         root: Region,
         sites: Mapping[str, Site],
         gains: Mapping[str, NodeGains],
+        ranges: Mapping[str, Range],
         catalogue: Catalogue,
         norm: Norm,
         ledger: Ledger,
@@ -95,6 +99,8 @@ class Tree:
         self._nodes = {node.name: node for node in graph.nodes}
         self._order = {node.name: i for i, node in enumerate(graph.nodes)}
         self._level_of: dict[str, str] = {}
+        self._behind: dict[str, Bound | None] = {}
+        self._work = Workspace(graph, self._nodes, self._order, sites, self._rules, gains, ranges, norm)
         reads = (pair for site in sites.values() for pair in zip(site.node.inputs, site.moving, strict=True))
         self._moving = frozenset(name for name, moves in reads if moves)
 
@@ -142,15 +148,35 @@ class Tree:
             found.append(Entry(name, self._bound(region, name, exit_flow, list(parts), steps)))
         joint = found[0].bound if len(found) == 1 else self._bound(region, "all entries", exit_flow, None, steps)
         if len(found) == 1:
-            composed = self._affine(region, items, steps)
-            if composed is not None and (joint.status != "finite" or composed.slope < joint.slope):
-                joint = composed
-                found = [Entry(entries[0], composed)]
+            whole = [self._affine(region, items, steps), *(self._recorded(region, item, steps) for item in proposals(self._work, region))]
+            for other in whole:
+                if other is not None and (joint.status != "finite" or (other.slope < joint.slope and other.offset.is_zero)):
+                    joint = other
+                    found = [Entry(entries[0], other)]
         bound = RegionBound(region, tuple(found), joint)
         for below in self._level(region):
             self._level_of[below.path] = region.path
             bound.inner[below.path] = self._reach(below, flows)
         return bound
+
+    def _recorded(self, region: Region, item: Proposal, steps: list[int]) -> Bound:
+        """A proposal as a bound with its step."""
+        evidence = {"entry": item.source, "exit": region.exit, "kind": region.kind, **item.evidence}
+        step = self.ledger.add("region gain", region.path, item.rule, item.slope, operands=steps, evidence=evidence)
+        return Bound(item.slope, ZERO, item.method, (), step)
+
+    def _shortcut(self, region: Region, flows: Mapping[str, Flow]) -> tuple[str, Bound] | None:
+        """A bound from what the normalization before the entry reads, if that value is one of this level."""
+        if len(region.entries) != 1:
+            return None
+        rows = rows_behind(self._work, region.entries[0])
+        if rows is None or rows.source not in flows:
+            return None
+        if region.path not in self._behind:
+            found = [self._recorded(region, item, []) for item in proposals(self._work, region, behind=True)]
+            self._behind[region.path] = min(found, key=lambda bound: bound.slope, default=None)
+        bound = self._behind[region.path]
+        return None if bound is None else (rows.source, bound)
 
     def _level(self, region: Region) -> list[Region]:
         """Regions whose entries are values of this level: children, and what lies in children that are no maps."""
@@ -258,6 +284,12 @@ class Tree:
                 if parts:
                     flows[item.exit] = total(parts)
                     steps.extend(entry.bound.step for entry in bound.entries if entry.bound.step is not None)
+                    other = self._shortcut(item, flows)
+                    if other is not None:
+                        shorter = self._through(other[1], flows[other[0]])
+                        if other[1].step is not None and _is_less(shorter, flows[item.exit], self.norm):
+                            flows[item.exit] = shorter
+                            steps.append(other[1].step)
                 continue
             moved = [flows.get(name) if name else None for name in item.inputs]
             if all(flow is None for flow in moved):
@@ -308,6 +340,11 @@ class Tree:
         for region in walk(self.root):
             if region.path in self.bounds:
                 self.bounds[region.path].after = reach.get(region.exit, ZERO)
+
+
+def _is_less(flow: Flow, other: Flow, norm: Norm) -> bool:
+    """A flow that says more: both its gain and its offset are at most those of the other."""
+    return flow.gain(norm) < other.gain(norm) and flow.offset(norm) <= other.offset(norm)
 
 
 def _unsaid(node: Node, results: Sequence[Flow]) -> Flow:

@@ -357,5 +357,3 @@ def _end(value: Any, *, up: bool) -> float:
         size = outward(abs(value), up == bool(value >= 0))
         return size if value >= 0 else -size
     return math.inf if value > 0 else -math.inf
-
-

@@ -47,9 +47,7 @@ class _Truth(Rule):
         own = max((gain.offset for gain in gains if isinstance(gain, Finite)), default=ZERO)
         return (self._moved(site, flows, gains, norm, Row(still, own), everything),)
 
-    def _moved(
-        self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm, own: Row, everything: Row
-    ) -> Flow:
+    def _moved(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm, own: Row, everything: Row) -> Flow:
         """Flow where no operand may be NaN: by default ``own``, the offset of the open elements, once for all operands."""
         return Flow((own,))
 
@@ -114,9 +112,7 @@ class Logical(_Truth):
             return Finite(ZERO, method="decided by the ranges")
         return Finite(copy_factor(site, i, norm), method="1-Lipschitz on zeros and ones")
 
-    def _moved(
-        self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm, own: Row, everything: Row
-    ) -> Flow:
+    def _moved(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm, own: Row, everything: Row) -> Flow:
         flow = add_flows(contributions(site, flows, gains, norm), norm)
         if all(gain.is_zero for row in flow.rows for gain in row.gains) and everything.offset < flow.offset(norm):
             return flow.single(everything)
@@ -139,10 +135,6 @@ class NotFinite(_Truth):
         """A real value does not change its kind."""
         return Finite(ZERO, method="false on the real numbers")
 
-    def _moved(
-        self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm, own: Row, everything: Row
-    ) -> Flow:
+    def _moved(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm, own: Row, everything: Row) -> Flow:
         finite = all(gain.is_finite for flow in flows if flow is not None for row in flow.rows for gain in row.gains)
         return Flow((own if finite else everything,))
-
-

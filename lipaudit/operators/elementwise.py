@@ -182,7 +182,6 @@ class Scalar(Rule):
         joint = total(parts)
         return tuple(joint for _ in site.outputs)
 
-
     def _undecided(self, site: Site, flow: Flow, gain: Gain, norm: Norm) -> Gain:
         """A step function turns NaN into a value: where the input may be undefined, its range decides nothing."""
         law = self.law(site)

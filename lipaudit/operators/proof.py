@@ -88,9 +88,7 @@ def _cuts(law: Law, points: Sequence[tuple[Ball, bool, bool]], exact_changes: bo
     for cut in found:
         if merged and merged[-1].gap.meets(cut.gap):
             last = merged.pop()
-            cut = _Cut(
-                last.at.hull(cut.at), last.gap.hull(cut.gap), last.changes or cut.changes, last.infinite or cut.infinite
-            )
+            cut = _Cut(last.at.hull(cut.at), last.gap.hull(cut.gap), last.changes or cut.changes, last.infinite or cut.infinite)
         merged.append(cut)
     return merged
 

@@ -14,6 +14,7 @@ from lipaudit.graph.ir import Constant, Graph, Node, Value
 from lipaudit.topology.match import Match, Mismatch, Pattern, Refusal, View
 from lipaudit.topology.patterns.attention import attention
 from lipaudit.topology.patterns.gelu import erf_gelu, tanh_gelu
+from lipaudit.topology.patterns.l2_attention import l2_attention
 from lipaudit.topology.patterns.normalization import normalization
 from lipaudit.topology.patterns.quantised import dynamic_matmul
 from lipaudit.topology.patterns.swish import clip_hard_swish, hard_swish, mish, swish
@@ -30,7 +31,7 @@ PATTERNS: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
         "ai.onnx::Sqrt": (("normalization", normalization),),
         "ai.onnx::Pow": (("normalization", normalization),),
         "ai.onnx::ReduceL2": (("normalization", normalization),),
-        "ai.onnx::Softmax": (("attention", attention),),
+        "ai.onnx::Softmax": (("L2 attention", l2_attention), ("attention", attention)),
         "ai.onnx::MatMulInteger": (("dynamically quantised product", dynamic_matmul),),
     }
 )

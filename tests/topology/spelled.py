@@ -125,6 +125,8 @@ def evaluate(node: Node, inputs: list[Array | None]) -> Array:
             return _normalization(node, x, inputs[1], inputs[2])
         case "lipaudit::Attention":
             return _attention(node, inputs)
+        case "lipaudit::L2Attention":
+            return _l2_attention(node, inputs)
         case _:
             raise AssertionError(node.kind)
 
@@ -162,3 +164,12 @@ def _attention(node: Node, inputs: list[Array | None]) -> Array:
     if attrs["nan_guard"]:
         weights = np.where(np.isnan(weights), 0.0, weights)
     return weights @ v
+
+
+def _l2_attention(node: Node, inputs: list[Array | None]) -> Array:
+    q, weight, bias = inputs
+    assert q is not None
+    logits = -node.attrs["tau"] * np.sum((q[..., :, None, :] - q[..., None, :, :]) ** 2, axis=-1)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    values = q if weight is None else q @ weight
+    return weights / weights.sum(axis=-1, keepdims=True) @ (values if bias is None else values + bias)

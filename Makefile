@@ -12,7 +12,7 @@ export OMP_NUM_THREADS      ?= 1
 export UV_PROJECT_ENVIRONMENT := .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types bench soak format samples wheel clean
+.PHONY: help env demo test lint types bench soak mutants table format samples wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
@@ -49,6 +49,12 @@ bench: $(ENV)  ## timings, as ratios to a reference measured in the same run
 
 soak: $(ENV)  ## the property tests with many more, fresh examples (an hour or so)
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(JOBS) -m "hypothesis or soak"
+
+mutants: $(ENV)  ## constants made 1 % too small: prints those that no test catches
+	$(BIN)/python tools/mutants.py
+
+table: $(ENV)  ## rewrite docs/operators.md from the catalogue
+	$(BIN)/python tools/operator_table.py
 
 samples: $(ENV)  ## rebuild samples/models
 	$(BIN)/python samples/build_all.py

@@ -184,8 +184,9 @@ class Scores(Rule):
         return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
 
     def transform(self, site: Site) -> str:
-        """The post-transform."""
-        return str(site.attr("post_transform", "NONE"))
+        """The post-transform; TreeEnsemble numbers them."""
+        found = site.attr("post_transform", "NONE")
+        return dict(enumerate(("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT"))).get(found, str(found))
 
     def labels(self, site: Site) -> tuple[float, float]:
         """Least and largest label; infinite for strings."""

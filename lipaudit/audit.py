@@ -22,7 +22,7 @@ from lipaudit.operators.catalogue import Catalogue
 from lipaudit.options import EFFORTS, NORMS, Given, Options
 from lipaudit.records import Audit
 from lipaudit.topology import recognise
-from lipaudit.validate import BUDGETS, check_inputs, validate, witness_bytes
+from lipaudit.validate import BUDGETS, Measurements, can_isolate, check_inputs, isolated, validate, witness_bytes
 
 __all__ = ["audit"]
 
@@ -48,6 +48,7 @@ def audit(
     witness: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     keep_on_interrupt: bool = False,
+    isolate: bool = False,
 ) -> Audit:
     """Audit an exported ONNX model.
 
@@ -89,6 +90,9 @@ def audit(
     keep_on_interrupt
         Ctrl-C during the search ends the search instead of raising KeyboardInterrupt; the audit then holds what is known so far, and
         ``provenance.stopped`` is "interrupted".
+    isolate
+        Measure in a child process under limits, so that a model that crashes or hangs onnxruntime is "not measured" instead of the end
+        of the program. Only on Linux and in programs of one thread; elsewhere it has no effect. The numbers are the same.
 
     Returns
     -------
@@ -129,12 +133,23 @@ def audit(
     measurements = None
     if measure:
         tell("measure", 0.0)
-        measurements = validate(
-            graph, topology.sources, search_box, regions=certificate.borders(), outputs=certificate.outputs,
-            norm=norm, budget=BUDGETS[effort], device=device, seed=seed, time_limit=time_limit,
-            progress=lambda fraction: tell("measure", fraction), keep_on_interrupt=keep_on_interrupt,
-            inputs=examples, replay=given.replay,
-        )  # fmt: skip
+        budget = BUDGETS[effort]
+
+        def work(tell_fraction: Callable[[float], None], *, keep: bool = True) -> Measurements:
+            return validate(
+                graph, topology.sources, search_box, regions=certificate.borders(), outputs=certificate.outputs, norm=norm, budget=budget,
+                device=device, seed=seed, time_limit=time_limit, inputs=examples, replay=given.replay, progress=tell_fraction,
+                keep_on_interrupt=keep,
+            )  # fmt: skip
+
+        def show(fraction: float) -> None:
+            tell("measure", fraction)
+
+        if isolate and can_isolate():
+            seconds = budget.seconds if time_limit is None else time_limit
+            measurements = isolated(work, seconds=seconds, device=device, progress=show, keep_on_interrupt=keep_on_interrupt)
+        else:
+            measurements = work(show, keep=keep_on_interrupt)
         packed = None if witness is None else witness_bytes(measurements, norm)
         if witness is not None and packed is not None:
             from lipaudit.outputs import write_file

@@ -65,6 +65,7 @@ def audit(
     replay: Annotated[
         str | None, typer.Option("--replay", metavar="FILE.npz", help="Evaluate the pair of --witness again; no search.")
     ] = None,
+    no_isolate: Annotated[bool, typer.Option("--no-isolate", help="Measure in this process, not in a child under limits.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     select: Annotated[list[str] | None, typer.Option(help="Guideline codes or prefixes to report.")] = None,
@@ -93,7 +94,7 @@ def audit(
             code = _audit_one(
                 model, outputs, fail_on, boxes=boxes or [], dims=sizes, norm=norm, effort=effort, time_limit=time_limit,
                 measure=validate, device=device, seed=seed, select=select or [], ignore=ignore or [], rules=rules or [],
-                inputs=inputs, replay=replay, witness=None if witness is None else path_for(witness, model),
+                inputs=inputs, replay=replay, witness=None if witness is None else path_for(witness, model), isolate=not no_isolate,
             )  # fmt: skip
         except LipauditError as error:
             if len(models) == 1 or error.exit_code == UsageError.exit_code:

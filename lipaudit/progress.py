@@ -10,6 +10,7 @@ __all__ = ["Bar"]
 
 _STAGES = {"load": 0.0, "simplify": 0.05, "recognise": 0.15, "certify": 0.2, "measure": 0.6, "judge": 0.97}
 _DELAY = 1.0
+_PAUSE = 0.1
 
 
 class Bar:
@@ -17,6 +18,7 @@ class Bar:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        self._drawn = 0.0
         self._bar: Any = None
         self._task: Any = None
         self._visible = sys.stderr.isatty()
@@ -26,20 +28,23 @@ class Bar:
 
     def update(self, stage: str, fraction: float) -> None:
         """Callback for :func:`lipaudit.audit.audit`."""
-        if not self._visible or time.monotonic() - self._start < _DELAY:
+        now = time.monotonic()
+        if not self._visible or now - self._start < _DELAY or now - self._drawn < _PAUSE:
             return
+        self._drawn = now
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            # No thread of its own: the measurement is forked from this process, which is safe only while it has one thread.
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
             self._bar.start()
             self._task = self._bar.add_task(stage, total=1.0)
         names = list(_STAGES)
         begin = _STAGES[stage]
         end = [*_STAGES.values(), 1.0][names.index(stage) + 1]
-        self._bar.update(self._task, description=stage, completed=begin + fraction * (end - begin))
+        self._bar.update(self._task, description=stage, completed=begin + fraction * (end - begin), refresh=True)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -101,8 +101,9 @@ COMMAND = """
 import os, sys
 from lipaudit.validate.search import Search
 run = Search.run
+out = os.dup(1)
 def begin(self):
-    os.write(1, b"searching")
+    os.write(out, b"searching")
     run(self)
 Search.run = begin
 from lipaudit.cli import main

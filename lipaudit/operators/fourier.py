@@ -43,7 +43,7 @@ class _Fourier:
     parts: int
     weights: Floats | None = None
 
-    def _sizes(self) -> tuple[Floats, Floats]:
+    def sizes(self) -> tuple[Floats, Floats]:
         """``|cos|`` and ``|sin|`` of all angles, with the weights, rounded up: [kept, given]."""
         turns = np.outer(np.arange(self.kept), np.arange(self.given)) % self.length
         angles = 2 * np.pi * np.arange(self.length) / self.length
@@ -59,7 +59,7 @@ class _Fourier:
         weights = np.ones(self.given) if self.weights is None else self.weights
         if self.kept * self.given > _FORMED:
             return weights * (math.sqrt(2.0) * self.kept * (1 + _SLACK))
-        cosines, sines = self._sizes()
+        cosines, sines = self.sizes()
         return _over(cosines + sines, 0)
 
     def row(self) -> float:
@@ -67,7 +67,7 @@ class _Fourier:
         weights = np.ones(self.given) if self.weights is None else self.weights
         if self.kept * self.given > _FORMED:
             return widen(float(weights.sum()), self.given) * (1.0 if self.parts == 1 else math.sqrt(2.0) * (1 + _SLACK))
-        cosines, sines = self._sizes()
+        cosines, sines = self.sizes()
         if self.parts == 2:
             return float(np.max(_over(cosines + sines, 1)))
         return float(max(np.max(_over(cosines, 1)), np.max(_over(sines, 1))))
@@ -140,7 +140,7 @@ class DFT(Rule):
             return min(Upper(whole.row()), Upper(float(doubled.sum())) * Upper(2).sqrt()) / Lower(n)
         if n * given > _FORMED:
             return top
-        cosines, sines = whole._sizes()
+        cosines, sines = whole.sizes()
         return Upper(float(max(np.max(_over(cosines, 0)), np.max(_over(sines, 0))))) / Lower(n)
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:

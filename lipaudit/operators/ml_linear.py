@@ -46,7 +46,8 @@ class Scaler(Rule):
         if x is None or scale is None or offset is None:
             return (reals(site.out_shape()),)
         moved = interval.add((x.lo, x.hi), (-offset, -offset))
-        return (Range(site.out_shape(), *(np.asarray(end) for end in interval.multiply(moved, (scale, scale)))),)
+        lo, hi = interval.multiply(moved, (scale, scale))
+        return (Range(site.out_shape(), lo, hi),)
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
@@ -178,10 +179,8 @@ class Scores(Rule):
     def _scores(self, site: Site) -> tuple[int, int]:
         at = 1 if self.classifies(site) else 0
         value = site.outputs[at] if at < len(site.outputs) else None
-        shape = value.shape if value is not None else None
-        if not shape:
-            return (1, 1)
-        return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
+        shape: tuple[int, ...] = (value.shape or ()) if value is not None else ()
+        return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
     def transform(self, site: Site) -> str:
         """The post-transform; TreeEnsemble numbers them."""
@@ -209,7 +208,7 @@ class Scores(Rule):
             lo, hi = -math.inf, math.inf
         found: list[Range] = []
         for k, value in enumerate(site.outputs):
-            shape = value.shape if value is not None and value.shape is not None else ()
+            shape: tuple[int, ...] = value.shape if value is not None and value.shape is not None else ()
             if self.classifies(site) and k == 0:
                 ends = self.labels(site)
                 found.append(Range(shape, np.asarray(ends[0]), np.asarray(ends[1]), integral=math.isfinite(ends[1])))

@@ -181,7 +181,8 @@ class STFT(Rule):
             if not window.is_bounded or window.shape != (length,):
                 return Unknown("the window is not known, or not as long as a frame")
             weights = np.broadcast_to(window.magnitudes(), (length,))
-        kept = length // 2 + 1 if site.attr("onesided", 1) else length
+        # onnx infers all frequencies where ``onesided`` is left at its default 1: more of them only raise the norms.
+        kept = length // 2 + 1 if site.attr("onesided", 1) and out[2:3] != (length,) else length
         parts = shape[2] if len(shape) == 3 else 1
         frames = out[1]
         if len(out) != 4 or out[2] != kept or parts not in (1, 2) or (frames - 1) * step + length > shape[1]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper
+from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper, combine
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
 from lipaudit.operators.broadcast import precise
 from lipaudit.operators.outputs import SeveralOutputs, jointly
-from lipaudit.operators.range import Range, reals, widen
+from lipaudit.operators.range import Range, reals, up, widen
+from lipaudit.operators.softmax import Probabilities, probabilities
 
 __all__ = ["NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"]
 
@@ -107,7 +108,8 @@ class NegativeLogLikelihoodLoss(Rule):
 class SoftmaxCrossEntropyLoss(SeveralOutputs):
     """The loss of ``log softmax``: gradient ``w (p - e_t)`` per position, of size at most w, ``sqrt(2) w``, 2 w (largest, l2, sum).
 
-    The second output is the log-softmax over axis 1 with C classes: ``max(1, C - 1), sqrt(C), 2``.
+    The second output is the log-softmax over axis 1 with C classes: ``max(1, C - 1), sqrt(C), 2``. Bounded scores give less, by
+    the intervals of their probabilities.
     """
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
@@ -135,11 +137,19 @@ class SoftmaxCrossEntropyLoss(SeveralOutputs):
         found = weights.gain(str(site.attr("reduction", "mean")), norm)
         if isinstance(found, Unknown):
             return found
-        classes = site.shape(0)[1]
+        classes, x = site.shape(0)[1], xs[0]
         if classes == 1:
             return Finite(ZERO, method="one class: the loss is 0")
-        loss = Finite(found * {"l1": ONE, "l2": Upper(2).sqrt(), "linf": Upper(2)}[norm], method="gradient w (p - e)")
+        assert x is not None
+        p = Probabilities(*probabilities(x, (1,))) if x.size else Probabilities(np.zeros(1), np.ones(1))
+        rest = Upper(min(1.0, float(up(1 - float(np.min(p.lo, initial=1.0))))))  # 1 - p of the chosen class
+        top = Upper(min(1.0, p.largest()))
+        softmax = {"l1": ONE + Upper(classes - 2) * top, "l2": (Upper(classes) * top).sqrt(), "linf": Upper(2) * rest}[norm]
+        # |p - e_t|: the others sum to 1 - p_t, and their squares to at most (1 - p_t) max p.
+        own = {"l1": max(rest, top), "l2": (rest * (rest + min(rest, top))).sqrt(), "linf": Upper(2) * rest}[norm]
+        loss = Finite(found * min(own, softmax), method="gradient w (p - e)")
         if len(site.outputs) == 1 or site.outputs[1] is None:
             return loss
-        size = {"l1": Upper(max(1, classes - 1)), "l2": Upper(classes).sqrt(), "linf": Upper(2)}[norm]
-        return jointly([loss, Finite(size, method="log-softmax")], norm)
+        joint = jointly([loss, Finite(softmax, method="log-softmax")], norm)
+        assert isinstance(joint, Finite)
+        return replace(joint, slope=min(joint.slope, softmax * combine([ONE, found], norm)))

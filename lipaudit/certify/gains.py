@@ -165,18 +165,21 @@ class Tree:
         step = self.ledger.add("region gain", region.path, item.rule, item.slope, operands=steps, evidence=evidence)
         return Bound(item.slope, ZERO, item.method, (), step)
 
-    def _shortcut(self, region: Region, flows: Mapping[str, Flow]) -> tuple[str, Bound] | None:
-        """A bound from what the normalization before the entry reads, if that value is one of this level."""
-        if len(region.entries) != 1:
-            return None
-        rows = rows_behind(self._work, region.entries[0])
+    def _shorten(self, region: Region, flows: dict[str, Flow], steps: list[int]) -> None:
+        """Replace the flow of a region's exit by one from what the normalization before its entry reads, if that is less."""
+        rows = rows_behind(self._work, region.entries[0]) if len(region.entries) == 1 else None
         if rows is None or rows.source not in flows:
-            return None
+            return
         if region.path not in self._behind:
             found = [self._recorded(region, item, []) for item in proposals(self._work, region, behind=True)]
             self._behind[region.path] = min(found, key=lambda bound: bound.slope, default=None)
         bound = self._behind[region.path]
-        return None if bound is None else (rows.source, bound)
+        if bound is None or bound.step is None:
+            return
+        shorter = self._through(bound, flows[rows.source])
+        if _is_less(shorter, flows[region.exit], self.norm):
+            flows[region.exit] = shorter
+            steps.append(bound.step)
 
     def _level(self, region: Region) -> list[Region]:
         """Regions whose entries are values of this level: children, and what lies in children that are no maps."""
@@ -284,12 +287,7 @@ class Tree:
                 if parts:
                     flows[item.exit] = total(parts)
                     steps.extend(entry.bound.step for entry in bound.entries if entry.bound.step is not None)
-                    other = self._shortcut(item, flows)
-                    if other is not None:
-                        shorter = self._through(other[1], flows[other[0]])
-                        if other[1].step is not None and _is_less(shorter, flows[item.exit], self.norm):
-                            flows[item.exit] = shorter
-                            steps.append(other[1].step)
+                    self._shorten(item, flows, steps)
                 continue
             moved = [flows.get(name) if name else None for name in item.inputs]
             if all(flow is None for flow in moved):
@@ -305,6 +303,9 @@ class Tree:
             for k, name in enumerate(item.outputs):
                 if name and name not in start:
                     flows[name] = results[k] if k < len(results) else _unsaid(item, results)
+            alone = _as_region(item, site)
+            if alone is not None:
+                self._shorten(alone, flows, steps)
         return flows, steps
 
     def _through(self, bound: Bound, flow: Flow) -> Flow:
@@ -340,6 +341,14 @@ class Tree:
         for region in walk(self.root):
             if region.path in self.bounds:
                 self.bounds[region.path].after = reach.get(region.exit, ZERO)
+
+
+def _as_region(node: Node, site: Site) -> Region | None:
+    """A node with one moving input and one output, as the methods for regions see it."""
+    moving = [name for name, moves in zip(node.inputs, site.moving, strict=True) if moves]
+    if len(moving) != 1 or len(node.outputs) != 1:
+        return None
+    return Region(node.name, "node", (node.name,), (moving[0],), node.outputs[0])
 
 
 def _is_less(flow: Flow, other: Flow, norm: Norm) -> bool:

@@ -16,7 +16,7 @@ from onnx import helper
 
 from tests.pipeline import make_model
 
-__all__ = ["Attention", "ascend", "jacobian"]
+__all__ = ["Attention", "Gated", "ascend", "jacobian"]
 
 Array = NDArray[Any]
 Twin = Callable[[Array], Array]
@@ -223,3 +223,73 @@ class Attention:
             y = add("Add", "x", y)
         add("Identity", y, out="y")
         return make_model(nodes, {"x": [1, n, self.width]}, ["y"], c)
+
+
+@dataclass
+class Gated:
+    """``x -> norm -> act(x W_a + b_a) * (x W_b + b_b) -> W_d``; ``act``: "Sigmoid", "Swish", "Tanh", "Relu" or "" (bilinear)."""
+
+    seed: int
+    act: str = "Swish"
+    norm: str = "layer"
+    width: int = 5
+    hidden: int = 7
+    scale: float = 1.0
+    epsilon: float = 1e-2
+    project: bool = True
+    tokens: int = 3
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng([13, self.seed])
+
+        def f(*shape: int) -> Array:
+            return np.asarray(rng.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
+
+        d, m = self.width, self.hidden
+        self.weights = {
+            "wa": f(d, m) * np.float32(self.scale), "wb": f(d, m), "wd": f(m, d), "ba": f(m), "bb": f(m),
+            "gamma": np.asarray(1 + 0.5 * rng.standard_normal(d), np.float32), "beta": 0.2 * f(d),
+        }  # fmt: skip
+        self.weights = {name: np.asarray(w, np.float32) for name, w in self.weights.items()}
+
+    def normalized(self, x: Array) -> Array:
+        """The normalization alone."""
+        if not self.norm:
+            return x
+        z = x - x.mean(axis=-1, keepdims=True)
+        z = z / np.sqrt((z * z).mean(axis=-1, keepdims=True) + float(np.float32(self.epsilon)))
+        return z * self.weights["gamma"].astype(float) + self.weights["beta"].astype(float)
+
+    def gate(self, e: Array) -> Array:
+        """The product of the two maps and what follows."""
+        w = {name: value.astype(float) for name, value in self.weights.items()}
+        u, b = e @ w["wa"] + w["ba"], e @ w["wb"] + w["bb"]
+        a = {
+            "": lambda: u, "Sigmoid": lambda: 1 / (1 + np.exp(-u)), "Swish": lambda: u / (1 + np.exp(-u)),
+            "Tanh": lambda: np.tanh(u), "Relu": lambda: u * (u.real > 0),
+        }[self.act]()  # fmt: skip
+        return a * b @ w["wd"] if self.project else a * b
+
+    def __call__(self, x: Array) -> Array:
+        return self.gate(self.normalized(x))
+
+    def model(self) -> onnx.ModelProto:
+        """As an exporter writes it."""
+        c: dict[str, Any] = dict(self.weights)
+        node = helper.make_node
+        nodes = [node("LayerNormalization", ["x", "gamma", "beta"], ["e"], axis=-1, epsilon=self.epsilon)] if self.norm else []
+        e = "e" if self.norm else "x"
+        nodes += [node("MatMul", [e, "wa"], ["ua"]), node("Add", ["ua", "ba"], ["u"])]
+        nodes += [node("MatMul", [e, "wb"], ["ub"]), node("Add", ["ub", "bb"], ["b"])]
+        gate = "u"
+        if self.act == "Swish":
+            nodes += [node("Sigmoid", ["u"], ["s"]), node("Mul", ["u", "s"], ["a"])]
+            gate = "a"
+        elif self.act:
+            nodes.append(node(self.act, ["u"], ["a"]))
+            gate = "a"
+        nodes.append(node("Mul", [gate, "b"], ["m"]))
+        if self.project:
+            nodes.append(node("MatMul", ["m", "wd"], ["p"]))
+        nodes.append(node("Identity", ["p" if self.project else "m"], ["y"]))
+        return make_model(nodes, {"x": [1, self.tokens, self.width]}, ["y"], c)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lipaudit.certify.methods.attention import attention_block
+from lipaudit.certify.methods.chain import normalized_chain
+from lipaudit.certify.methods.gated import gated_product
 from lipaudit.certify.methods.workspace import Proposal, Workspace
 from lipaudit.topology import Region
 
 __all__ = ["Proposal", "Workspace", "proposals"]
 
-_METHODS: tuple[Callable[..., Proposal | None], ...] = (attention_block,)
+_METHODS: tuple[Callable[..., Proposal | None], ...] = (attention_block, normalized_chain, gated_product)
 
 
 def proposals(work: Workspace, region: Region, *, behind: bool = False) -> list[Proposal]:

@@ -73,6 +73,12 @@ class Enclosed:
         product = self.array * value
         return Enclosed(product, self.error * Upper(value) + frobenius(product) * Upper(2.0**-52) + _TINY * Upper(max(1, product.size)))
 
+    def rows(self, factors: Floats) -> Enclosed:
+        """Times ``diag(factors)`` from the left."""
+        product = self.array * factors[:, None]
+        carried = self.error * Upper(float(np.max(np.abs(factors), initial=0.0)))
+        return Enclosed(product, carried + frobenius(product) * Upper(2.0**-52) + _TINY * Upper(max(1, product.size)))
+
     def columns(self, factors: Floats, *, centred: bool) -> Enclosed:
         """Times ``diag(factors)`` from the right, then (``centred``) times ``P``, which subtracts the mean of each row."""
         width = self.array.shape[1]

@@ -17,7 +17,7 @@ from lipaudit.certify.methods.enclosed import Enclosed
 from lipaudit.certify.methods.layout import Layout
 from lipaudit.operators.range import widen
 
-__all__ = ["Lines", "Path", "classes", "lines_of", "path_of"]
+__all__ = ["Lines", "Path", "classes", "lines_of", "path_of", "rows_read"]
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -102,17 +102,10 @@ def lines_of(layout: Layout, width: int) -> Lines | None:
     count, tokens, _ = layout.shape
     if count == 0 or tokens == 0:
         return None
-    if base.weight is None:
-        row_of, columns = None, width
-    else:
-        operand = base.operand
-        if operand is None or not operand.is_plain or operand.shape[1] != width:
-            return None
-        index = operand.terms[0].index
-        starts = index[:, 0]
-        if np.any(starts % width) or np.any(index != starts[:, None] + np.arange(width)):
-            return None
-        row_of, columns = starts // width, base.width
+    row_of = None if base.weight is None else rows_read(layout, width)
+    if base.weight is not None and row_of is None:
+        return None
+    columns = width if base.weight is None else base.width
     places = [term.index for term in layout.terms]
     rows = np.max([(place // columns).max(axis=-1) for place in places], axis=0)
     features: list[Indices] = []
@@ -125,6 +118,17 @@ def lines_of(layout: Layout, width: int) -> Lines | None:
         return None
     static = not any(np.any(term.factor != term.factor[:, :1]) for term in layout.terms)
     return Lines(layout, rows if row_of is None else row_of[rows], tuple(features), static and not base.groups)
+
+
+def rows_read(layout: Layout, width: int) -> Indices | None:
+    """For each row of the product that ``layout`` is based on the row of the entry that it multiplies; None if not a whole row."""
+    operand = layout.base.operand
+    if operand is None or not operand.is_plain or operand.shape[1] != width:
+        return None
+    index = operand.terms[0].index
+    if np.any(index[:, 0] % width) or np.any(index != index[:, :1] + np.arange(width)):
+        return None
+    return np.asarray(index[:, 0] // width)
 
 
 def classes(*operands: Lines) -> list[list[int]] | None:

@@ -106,6 +106,12 @@ class Layout:
         return replace(self, terms=terms, constant=np.broadcast_to(self.constant, shape))
 
     @property
+    def is_unchanged(self) -> bool:
+        """The elements of the base as they stand, plus constants."""
+        index = self.terms[0].index.reshape(-1)
+        return len(self.terms) == 1 and bool(np.all(self.terms[0].factor == 1)) and np.array_equal(index, np.arange(index.size))
+
+    @property
     def is_plain(self) -> bool:
         """Elements of the base and nothing else."""
         return len(self.terms) == 1 and bool(np.all(self.terms[0].factor == 1) and np.all(self.constant == 0) and self.slack == 0)

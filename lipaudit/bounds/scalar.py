@@ -255,6 +255,10 @@ class Lower(_Bound):
         """Square root, rounded down."""
         return Lower._of(self._value.sqrt())
 
+    def minus(self, upper: Upper) -> Lower:
+        """A lower bound of the difference, 0 where that is negative."""
+        return Lower._of(self._value - upper._value) if upper.is_finite else Lower(0)
+
     def exceeds(self, upper: Upper) -> bool:
         """True if this lower bound lies above ``upper``: one of the two is wrong."""
         return upper.is_finite and bool(self._value > upper._value)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lipaudit.bounds.chain import compose
-from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Norm, Upper, combine, matrix_norm
+from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Lower, Norm, Upper, combine, matrix_norm
 from lipaudit.certify.cuts import atoms
 from lipaudit.certify.ledger import Ledger
+from lipaudit.certify.lower import NOTHING, ResidualParts, chained, residual_lower
 from lipaudit.certify.methods import Proposal, Workspace, proposals
 from lipaudit.certify.methods.rows import rows_behind
 from lipaudit.certify.node_gains import NodeGains
@@ -60,7 +61,8 @@ class RegionBound:
     """What is certified about one region.
 
     ``entries`` hold the gain from each entry alone; ``joint`` from all together. ``before`` is the certified gain from the
-    sources to the entries (jointly), ``after`` from the exit to the outputs.
+    sources to the entries (jointly), ``after`` from the exit to the outputs. ``lower``: two points of the range are not brought
+    closer than by this factor. ``branch`` and ``shortcut``: of a residual block, from its entry (branches added).
     """
 
     region: Region
@@ -68,6 +70,9 @@ class RegionBound:
     joint: Bound
     before: Upper = INFINITE
     after: Upper = INFINITE
+    lower: Lower = NOTHING
+    branch: Upper | None = None
+    shortcut: Upper | None = None
     inner: dict[str, Upper] = field(default_factory=dict)
 
 
@@ -154,10 +159,28 @@ class Tree:
                     joint = other
                     found = [Entry(entries[0], other)]
         bound = RegionBound(region, tuple(found), joint)
+        self._below(bound, items, flows)
         for below in self._level(region):
             self._level_of[below.path] = region.path
             bound.inner[below.path] = self._reach(below, flows)
         return bound
+
+    def _below(self, bound: RegionBound, items: Sequence[_Item], flows: Mapping[str, Flow]) -> None:
+        """Lower gain, and what a residual block is made of."""
+        region = bound.region
+        known = {item.path: self.bounds[item.path].lower for item in items if isinstance(item, Region)}
+        bound.lower = chained(self._work, region, items, known)
+        if region.kind != "residual":
+            return
+        parts = ResidualParts.of(self._work, region)
+        reached = [flows[child.exit] for child in parts.branches if child.exit in flows]
+        if len(reached) == len(parts.branches) and reached and all(flow.offset(self.norm).is_zero for flow in reached):
+            bound.branch = combine([flow.gain(self.norm) for flow in reached], "l1")
+        if parts.shortcut is not None and parts.shortcut in flows:
+            bound.shortcut = flows[parts.shortcut].gain(self.norm)
+        if bound.branch is not None:
+            direct = Lower(1) if parts.shortcut_region is None else self.bounds[parts.shortcut_region.path].lower
+            bound.lower = max(bound.lower, residual_lower(self._work, region, parts, bound.branch, direct))
 
     def _recorded(self, region: Region, item: Proposal, steps: list[int]) -> Bound:
         """A proposal as a bound with its step."""

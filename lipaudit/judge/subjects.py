@@ -10,6 +10,7 @@ from typing import Any
 
 from lipaudit.certify import Certificate
 from lipaudit.graph.ir import Node
+from lipaudit.judge.region_facts import certified_facts
 from lipaudit.judge.weights import WeightFacts, weight_facts
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.topology import Topology
@@ -52,6 +53,9 @@ def subjects(topology: Topology, certificate: Certificate, catalogue: Catalogue)
         facts: dict[str, Any] = {"path": region.path, "kind": region.kind, "nodes": len(region.nodes), "status": bound.status}
         facts |= {"log10_gain": _log10(bound.slope), **region.facts.get("region", {})}
         groups = {name: group for name, group in region.facts.items() if isinstance(group, dict) and name != "region"}
+        certified = certified_facts(region, certificate)
+        facts |= certified.pop("region")
+        groups |= {name: {**groups.get(name, {}), **group} for name, group in certified.items()}
         first = region.nodes[0] if len(region.nodes) == 1 else ""
         yield Subject("region", region.path, first, {"model": model, "region": facts, **groups})
     for node in topology.graph.nodes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from lipaudit import records
 from lipaudit.bounds.scalar import ONE, Upper
@@ -171,7 +172,7 @@ def _regions(topology: Topology, certificate: Certificate, seen: Measurements | 
             exit=region.exit,
             certified=_certified(found.joint),
             measured=_measured(None if seen is None else seen.regions.get(region.path)),
-            facts=dict(region.facts),
+            facts=_merged(region.facts, {} if seen is None else seen.facts.get(region.path, {})),
             children=[made[child.path] for child in region.children],
             before_log10=_finite(found.before.log10()),
             after_log10=_finite(found.after.log10()),
@@ -179,6 +180,11 @@ def _regions(topology: Topology, certificate: Certificate, seen: Measurements | 
             reason=region.reason,
         )
     return [made[child.path] for child in topology.root.children]
+
+
+def _merged(stored: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts of the graph, and beside them what was measured."""
+    return {**stored, **{space: {**stored.get(space, {}), **group} for space, group in measured.items()}}
 
 
 def _log(gain: Upper) -> float:

@@ -156,7 +156,10 @@ def audit(
 
             write_file(Path(witness), packed)
     tell("judge", 0.0)
-    findings = judge(topology, certificate, catalogue, rules=[Path(folder) for folder in rules], select=select, ignore=ignore)
+    findings = judge(
+        topology, certificate, catalogue, rules=[Path(folder) for folder in rules], select=select, ignore=ignore,
+        measured=None if measurements is None else measurements.facts,
+    )  # fmt: skip
     return assemble(loaded, topology, catalogue, certificate, measurements, findings, domain, options)
 
 

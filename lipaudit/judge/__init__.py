@@ -29,16 +29,18 @@ def judge(
     rules: Sequence[Path] = (),
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    measured: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> list[Finding]:
     """Findings of all stable guidelines, most severe first, then in the order of the graph.
 
     ``select`` and ``ignore`` are codes or prefixes of codes; a preview guideline runs only if it is selected by its full code.
+    ``measured`` holds facts that only a run can tell, by path of the region and namespace.
     A condition over a fact that is null is not evaluated, and does not fire.
     """
     guidelines = _chosen(load_guidelines(rules), select, ignore)
     compiled = [(guideline, guideline.condition()) for guideline in guidelines]
     findings: list[Finding] = []
-    for subject in subjects(topology, certificate, catalogue):
+    for subject in subjects(topology, certificate, catalogue, measured or {}):
         for guideline, condition in compiled:
             if guideline.on != subject.scope or not _speaks_of(subject, condition.facts):
                 continue

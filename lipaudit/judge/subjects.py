@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lipaudit.certify import Certificate
@@ -34,8 +35,13 @@ class Subject:
     facts: Facts
 
 
-def subjects(topology: Topology, certificate: Certificate, catalogue: Catalogue) -> Iterator[Subject]:
-    """All subjects: the model first, then regions in tree order, nodes in graph order, tensors by name."""
+def subjects(
+    topology: Topology, certificate: Certificate, catalogue: Catalogue, measured: Mapping[str, Facts] = MappingProxyType({})
+) -> Iterator[Subject]:
+    """All subjects: the model first, then regions in tree order, nodes in graph order, tensors by name.
+
+    ``measured`` adds facts of regions, by path.
+    """
     weights = weight_facts(topology.graph)
     model = _model(topology, certificate, catalogue, weights)
     root = topology.root
@@ -56,6 +62,7 @@ def subjects(topology: Topology, certificate: Certificate, catalogue: Catalogue)
         certified = certified_facts(region, certificate)
         facts |= certified.pop("region")
         groups |= {name: {**groups.get(name, {}), **group} for name, group in certified.items()}
+        groups |= {name: {**groups.get(name, {}), **group} for name, group in measured.get(region.path, {}).items()}
         first = region.nodes[0] if len(region.nodes) == 1 else ""
         yield Subject("region", region.path, first, {"model": model, "region": facts, **groups})
     for node in topology.graph.nodes:

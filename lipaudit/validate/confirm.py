@@ -93,6 +93,11 @@ class Confirmer:
         self._plain: Session | None = None
         self._relative: dict[str, float] = dict(errors or {})
 
+    @property
+    def errors(self) -> Mapping[str, float]:
+        """Largest distance of float32 and float64 that was seen of each value, relative to its size."""
+        return self._relative
+
     def prove(self, x: Floats, y: Floats, family: str) -> Proof:
         """Evaluate the pair.
 

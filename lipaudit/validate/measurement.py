@@ -57,7 +57,7 @@ class Measurements:
     ``matrix`` is keyed by (source value, output), the other sources held; ``regions`` by path. ``witness_arrays`` holds
     the headline pair as ``"x:NAME"`` and ``"y:NAME"`` for every source, and the fixed inputs as ``"fixed:NAME"``;
     ``witness_errors`` what the confirmation had seen of each output when it came to that pair. ``stopped`` says what ended the search
-    early, if anything did.
+    early, if anything did. ``facts`` are those of regions at typical inputs, by path and namespace.
     """
 
     headline: Measurement
@@ -67,6 +67,7 @@ class Measurements:
     witness_arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     stopped: Stopped = ""
     witness_errors: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def not_measured(reason: str, *, device: str = "", method: str = "") -> Measurement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from lipaudit.validate.engine import Engine
 from lipaudit.validate.interrupt import Interrupts
 from lipaudit.validate.measurement import Measurement, Measurements, Stopped, not_measured
 from lipaudit.validate.problem import Problem, prepare
+from lipaudit.validate.profile import Profile, profile
 from lipaudit.validate.search import Search
 from lipaudit.validate.session import Deadline, OutOfTime, resolve_device
 from lipaudit.validate.settle import Settler
@@ -40,6 +42,9 @@ _SEARCH_TIME = 0.7
 # Of the budget's floating-point operations, the part that is spent on confirming; and the most pairs.
 _CONFIRM_SHARE = 0.3
 _CONFIRM_PAIRS = 16
+# Typical inputs of the profile at most, and the part of the evaluations that it may take.
+_PROFILE_POINTS = 8
+_PROFILE_SHARE = 0.05
 
 
 def validate(
@@ -148,6 +153,7 @@ class _Validation:
     progress: Progress | None
     replay: tuple[Floats, Floats, Mapping[str, float]] | None
     cut_short: bool = False
+    flow: Profile = field(default_factory=Profile)
     engine: Engine = field(init=False)
 
     def run(self) -> Measurements:
@@ -164,9 +170,22 @@ class _Validation:
         self._settle(settler, whole, headline, names, self.problem.outputs, (self.seed, 1))
         matrix = self._matrix(settler, total)
         if self.regions:
+            self._guarded(lambda: self._profile(total))
             self._guarded(lambda: settler.explore(whole, [c for c, _ in headline.scouts], (self.seed, 3), self.pairs // 2))
         self._tell(1.0)
         return self._collect(settler, names, matrix)
+
+    def _profile(self, total: float) -> None:
+        """Typical inputs through the whole network. What onnxruntime refuses here costs the profile alone."""
+        points = int(max(1, min(_PROFILE_POINTS, _PROFILE_SHARE * total / 8)))
+        exits = list(dict.fromkeys(leave for _, _, leave in self.regions if leave in self._taps()))
+        with contextlib.suppress(RuntimeError):
+            self.flow = profile(self.problem, exits, points, (self.seed, 5), self.device, self.search_limit)
+
+    def _facts(self, settler: Settler) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+        errors = settler.confirmer.errors
+        found = {path: self.flow.facts(leave, errors.get(leave)) for path, _, leave in self.regions}
+        return {path: facts for path, facts in found.items() if facts}
 
     def _again(self, names: Sequence[str], x: Floats, y: Floats, errors: Mapping[str, float]) -> Measurements:
         """Evaluate one pair; nothing is searched."""
@@ -242,6 +261,7 @@ class _Validation:
             self._arrays(None if found is None else found[0]),
             self._stopped,
             {} if found is None else found[0].errors,
+            self._facts(settler),
         )
 
     def _region(self, settler: Settler, entries: Sequence[str], leave: str, reason: str) -> Measurement:

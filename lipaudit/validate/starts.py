@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lipaudit.validate.problem import Part, Problem
 
-__all__ = ["Start", "starts", "width"]
+__all__ = ["Start", "starts", "typical", "width"]
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +55,15 @@ def starts(problem: Problem, rng: np.random.Generator) -> Iterator[Start]:
     for drawn in _drawn(problem, rng):
         yield drawn
         yield from islice(later, 1)
+
+
+def typical(problem: Problem, rng: np.random.Generator, count: int) -> Iterator[Floats]:
+    """``count`` ordinary points: given ones, then normal and uniform draws of scale 1 in turn (rows of its table for an embedding)."""
+    yield from problem.given[:count]
+    lo, hi = _ends(problem, 1.0)
+    for i in range(count - len(problem.given)):
+        parts = [_draw(part, ("normal", "uniform")[i % 2], rng) for part in problem.parts]
+        yield problem.clip(_tables(problem, lo + (hi - lo) * np.concatenate(parts), rng))
 
 
 def _drawn(problem: Problem, rng: np.random.Generator) -> Iterator[Start]:

@@ -40,6 +40,7 @@ class _Seen(msgspec.Struct, frozen=True):
     arrays: list[str]
     stopped: Stopped
     errors: dict[str, float]
+    facts: dict[str, dict[str, dict[str, float | int]]]
 
 
 def send(found: Measurements, folder: Path) -> None:
@@ -54,6 +55,7 @@ def send(found: Measurements, folder: Path) -> None:
         list(found.witness_arrays),
         found.stopped,
         dict(found.witness_errors),
+        {path: {space: dict(group) for space, group in spaces.items()} for path, spaces in found.facts.items()},
     )
     (folder / _RESULT).write_bytes(msgspec.json.encode(seen))
 
@@ -76,6 +78,7 @@ def receive(folder: Path) -> Measurements:
         arrays,
         seen.stopped,
         seen.errors,
+        seen.facts,
     )
 
 

@@ -115,8 +115,8 @@ def jvp(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> Derivat
     return _finish(b, seeds, [(name, tangents.get(name)) for name in outputs])
 
 
-def vjp(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> Derivative:
-    """The model of J' c: seeds are cotangents of ``outputs``, results cotangents of ``sources``.
+def vjp(graph: Graph, sources: Sequence[str], outputs: Sequence[str], *, inner: Sequence[str] = ()) -> Derivative:
+    """The model of J' c: seeds are cotangents of ``outputs``, results cotangents of ``sources``, then those of the values ``inner``.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def vjp(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> Derivat
         for name, c in zip(node.inputs, _checked(b, node, _local(b, node), cs, forward=False), strict=False):
             if name in b.moving and c is not None:
                 terms.setdefault(name, []).append(c)
-    return _finish(b, seeds, [(name, b.sum(terms.get(name, []))) for name in sources])
+    return _finish(b, seeds, [(name, b.sum(terms.get(name, []))) for name in (*sources, *inner)])
 
 
 def _checked(b: Builder, node: Node, local: Local, parts: Sequence[Maybe], *, forward: bool) -> Sequence[Maybe]:

@@ -12,19 +12,23 @@ export OMP_NUM_THREADS      ?= 1
 export UV_PROJECT_ENVIRONMENT := .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types bench soak mutants table format samples wheel clean
+.PHONY: help env lock demo test lint types bench soak mutants table format samples wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
 
 env: $(ENV)  ## create or update the environment .venv
 
-$(ENV): pyproject.toml uv.lock
+$(ENV): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lipaudit needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
-	$(UV) sync --frozen
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+lock:  ## renew requirements.lock: exact versions and hashes for every platform, without naming an index
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --group dev pyproject.toml --output-file requirements.lock
 
 demo: $(ENV)  ## build the sample models, audit them, write HTML reports to demo/
 	@$(BIN)/python samples/demo.py

@@ -1,7 +1,7 @@
 """A classifier of handwritten digits, really trained: 64-48-32-10, ReLU, on scikit-learn's digits (1,797 images, 8 x 8).
 
 The training loop is numpy alone (Adam, weight decay, batches of 32); scikit-learn is needed only for the images, which
-its package ships (`uv sync --group samples`). The trained model is committed, with 32 images that training never saw
+its package ships (`uv pip install --group samples`). The trained model is committed, with 32 images that training never saw
 (`digits_mlp.inputs.npz`, an array ``x`` for ``--inputs``) and their labels (`digits_mlp.labels.npy`).
 
 Pixels are scaled to [0, 1], so ``--input x=0:1`` is the domain of all possible images.

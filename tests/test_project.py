@@ -45,10 +45,14 @@ def test_cuda_extra_never_adds_a_second_runtime() -> None:
     assert chosen == {("linux", "x86_64"), ("win32", "AMD64")}
 
 
-def test_lock_file_names_no_index_but_the_public_one() -> None:
-    text = (ROOT / "uv.lock").read_text(encoding="utf-8")
-    assert set(re.findall(r'registry = "([^"]+)"', text)) == {"https://pypi.org/simple"}
-    assert set(re.findall(r'url = "(https?://[^/"]+)', text)) == {"https://files.pythonhosted.org"}
+def test_lock_file_pins_everything_with_hashes_and_names_no_index() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert len(entries) > 40
+    for entry in entries:
+        assert re.match(r"[a-z0-9][a-z0-9._-]*(\[[a-z,]+\])?==\S+", entry), entry
+        assert "--hash=sha256:" in entry
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,14 @@ from lipaudit.bounds.scalar import Lower, Upper
 from lipaudit.validate import BUDGETS, Measurements
 from tests.validate.small import measure, mlp
 from tests.validate.test_run import _endless
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_terminal() -> Iterator[None]:
+    """A job in the background starts with SIGINT ignored, and so would Python: these tests need its usual handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt_once(begun: threading.Event, *, times: int = 1, after: float = 0.3) -> threading.Thread:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lipaudit.bounds.chain import compose
-from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Lower, Norm, Upper, combine, matrix_norm
+from lipaudit.bounds.scalar import INFINITE, ZERO, Lower, Norm, Upper, combine, dual, matrix_norm, repeat_factor
 from lipaudit.certify.cuts import atoms
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.lower import NOTHING, ResidualParts, chained, residual_lower
@@ -350,12 +350,14 @@ class Tree:
 
     def _backward(self, outputs: Sequence[str]) -> None:
         """``after`` of every region: from its exit to the outputs, paths added (an upper bound)."""
-        reach: dict[str, Upper] = dict.fromkeys(outputs, ONE)
+        # A value that is listed as several outputs arrives several times.
+        reach = {name: repeat_factor(list(outputs).count(name), self.norm) for name in outputs}
         for node in reversed(self.graph.nodes):
             onward = [reach[name] for name in node.outputs if name in reach]
             if not onward:
                 continue
-            beyond = combine(onward, self.norm)
+            # The gain of a node is to its outputs jointly, and sum_k r_k |dy_k| <= |r|_q |(|dy_k|)|_p with the dual norm q.
+            beyond = combine(onward, dual(self.norm))
             for name, gain in zip(node.inputs, self._gains[node.name].gains if node.name in self._gains else (), strict=False):
                 if gain is None:
                     continue

@@ -258,3 +258,18 @@ def test_unknown_operator_is_named() -> None:
     found = certificate(make_model(nodes, {"x": [1, 3]}, ["y"], domains={"custom": 1})).headline
     assert found.status == "unknown"
     assert found.reasons[0].node == "odd"
+
+
+@pytest.mark.parametrize(("norm", "truth"), [("l1", 1.0), ("l2", R2), ("linf", 2.0)])
+def test_gain_to_the_outputs_behind_a_split(norm: Norm, truth: float) -> None:
+    """Parts of one value that are added again: a change of all of them arrives twice in linf, and once in l1."""
+    nodes = [
+        make_node("Relu", ["x"], ["h"]),
+        make_node("Split", ["h"], ["a", "b"], axis=1, num_outputs=2),
+        make_node("Add", ["a", "b"], ["y"]),
+    ]
+    found = certificate(make_model(nodes, {"x": [1, 4]}, ["y"]), norm)
+    after = [bound.after for bound in found.regions.values() if bound.region.exit == "h"]
+    assert after
+    for bound in after:
+        assert not Lower(truth * (1 - 2**-50)).exceeds(bound), bound

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lipaudit.errors import LipauditError, UsageError
+
+if TYPE_CHECKING:
+    from lipaudit.outputs import Outputs
 
 __all__ = ["app", "main"]
 
@@ -51,7 +54,7 @@ def audit(
         typer.Option("-o", "--output", metavar="FORMAT=PATH", help="html, json, markdown or terminal; PATH - is standard output."),
     ] = None,
     boxes: Annotated[
-        list[str] | None, typer.Option("--input", metavar="NAME=LO:HI", help="Domain of a float input; default: all reals.")
+        list[str] | None, typer.Option("--input", metavar="NAME=LO:HI", help="Domain of an input; default: all reals.")
     ] = None,
     dim: Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=N", help="Size of a symbolic dimension.")] = None,
     norm: Annotated[str, typer.Option(help="l2, l1 or linf.")] = "l2",
@@ -107,14 +110,12 @@ def audit(
     raise typer.Exit(worst)
 
 
-def _audit_one(model: str, outputs: object, fail_on: str, **options: object) -> int:
+def _audit_one(model: str, outputs: Outputs, fail_on: str, **options: Any) -> int:
     from lipaudit.audit import audit as run
-    from lipaudit.outputs import Outputs
     from lipaudit.progress import Bar
 
-    assert isinstance(outputs, Outputs)
     with Bar() as bar:
-        result = run(model, progress=bar.update, keep_on_interrupt=True, **options)  # type: ignore[arg-type]
+        result = run(model, progress=bar.update, keep_on_interrupt=True, **options)
     outputs.write(model, result)
     for found in result.contradictions:
         typer.echo(

@@ -29,10 +29,11 @@ __all__ = ["Bound", "Certificate", "RegionBound", "certify"]
 class Certificate:
     """Everything that was certified.
 
-    ``headline`` is joint over all sources and all float outputs; ``matrix`` holds the bound of each (source, output) with
-    the other sources held; ``regions`` are by path; ``steps`` is the derivation of all of them.
+    ``domain`` is "reals" or "box". ``headline`` is joint over all sources and all float outputs; ``matrix`` holds the bound of each
+    (source, output) with the other sources held; ``regions`` are by path; ``steps`` is the derivation of all of them.
     """
 
+    domain: str
     headline: Bound
     matrix: Mapping[tuple[str, str], Bound]
     regions: Mapping[str, RegionBound]
@@ -55,21 +56,22 @@ def certify(
     moved = moving(graph, topology.sources)
     sites = sites_of(graph, moved, Bodies(catalogue))
     ledger = Ledger()
+    random = drawn(graph, catalogue)
     with single_threaded():
         ranges = propagate(graph, topology.sources, catalogue, domain, sites)
         nodes = [node for node in graph.nodes if any(sites[node.name].moving) and not _is_cut(topology, node.outputs)]
-        gains = ask(nodes, sites, ranges, catalogue, norm, ledger, drawn(graph, catalogue), progress)
+        gains = ask(nodes, sites, ranges, catalogue, norm, ledger, random, progress)
         outputs = _float_outputs(topology)
         tree = Tree(graph, topology.root, sites, gains, ranges, catalogue, norm, ledger)
         flows, steps, columns = tree.certify([source.value.name for source in topology.sources], outputs)
     for name in outputs:
-        if name not in flows and name in drawn(graph, catalogue):
+        if name not in flows and name in random:
             flows[name] = random_flow(columns[-1].stop if columns else 0, name)
     headline, matrix = _whole(topology, flows, columns, outputs, norm, ledger, steps)
     if not topology.sources and (reached := _inputs_behind(graph, outputs)):
         words = f"its inputs ({', '.join(reached)}) are no floating-point tensors and look up no embedding: nothing moves continuously"
         headline = Bound(INFINITE, INFINITE, "none", (Reason(reached[0], "input", "unknown", words),), headline.step)
-    return Certificate(headline, matrix, tree.bounds, ranges, sites, gains, outputs, ledger.steps)
+    return Certificate(domain.kind, headline, matrix, tree.bounds, ranges, sites, gains, outputs, ledger.steps)
 
 
 def _inputs_behind(graph: Graph, outputs: Sequence[str]) -> list[str]:

@@ -51,11 +51,12 @@ class Guideline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FactType(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One documented fact."""
+    """One documented fact; ``params`` are the numbers that its definition rests on."""
 
     type: Literal["int", "double", "string", "bool"]
     text: str
     unit: str = ""
+    params: dict[str, float] = {}
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lipaudit.certify import Certificate
 from lipaudit.graph.ir import Node
+from lipaudit.judge.guideline import documented_facts
 from lipaudit.judge.region_facts import certified_facts
 from lipaudit.judge.weights import WeightFacts, weight_facts
 from lipaudit.operators.catalogue import Catalogue
@@ -22,7 +23,6 @@ __all__ = ["Subject", "subjects"]
 Facts = Mapping[str, Mapping[str, Any]]
 
 _QUANTIZED = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention", "NBits")
-_EDGE = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def _log10(gain: Any) -> float | None:
 def _model(topology: Topology, certificate: Certificate, catalogue: Catalogue, weights: list[WeightFacts]) -> dict[str, Any]:
     graph = topology.graph
     ratios = [found.facts["edge_ratio"] for found in weights if found.facts["edge_ratio"] is not None]
-    at_edge = [ratio for ratio in ratios if _EDGE[0] <= ratio <= _EDGE[1]]
+    defined = documented_facts()
+    edge, trained = defined["model.edge_share"].params, defined["model.looks_trained"].params
+    at_edge = [ratio for ratio in ratios if edge["lowest"] <= ratio <= edge["highest"]]
     share = len(at_edge) / len(ratios) if ratios else 0.0
     dtypes = Counter(value.dtype for value in graph.values.values() if value.is_float)
     headline = certificate.headline
@@ -89,6 +91,7 @@ def _model(topology: Topology, certificate: Certificate, catalogue: Catalogue, w
         "nodes": len(topology.simplified.nodes),
         "dtype": dtypes.most_common(1)[0][0] if dtypes else "float32",
         "quantized": any(word in node.op for node in graph.nodes for word in _QUANTIZED),
+        "domain": certificate.domain,
         "status": headline.status,
         "log10_gain": _log10(headline.slope),
         "offset": float(headline.offset) if headline.offset.is_finite else None,
@@ -96,7 +99,7 @@ def _model(topology: Topology, certificate: Certificate, catalogue: Catalogue, w
         "skipped_ops": sum(1 for node in graph.nodes if catalogue.rule(node) is None),
         "edge_count": len(ratios),
         "edge_share": share,
-        "looks_trained": not (len(ratios) >= 8 and share >= 0.9),
+        "looks_trained": not (len(ratios) >= trained["matrices"] and share >= trained["noise"]),
     }
 
 

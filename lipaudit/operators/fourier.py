@@ -8,8 +8,10 @@ columns count twice and stay orthogonal: ``sqrt(2/N)``. l1 and linf are the larg
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +91,39 @@ def _scalar(site: Site, i: int) -> int | Unknown | None:
     return Unknown("a length, a step or an axis is not constant") if constant is None else int(np.asarray(constant.array()).ravel()[0])
 
 
-class DFT(Rule):
+class _Transform(Rule):
+    """A linear map whose norms ``_norm`` knows; ``_fixed`` names what must not move, ``_method`` how the constant is had."""
+
+    _fixed: ClassVar[str]
+    _method: ClassVar[str]
+
+    @abstractmethod
+    def _norm(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Upper | Unknown:
+        """Norm of the whole map."""
+
+    def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
+        """Within the largest row sum times the largest element."""
+        x, row = xs[0], self._norm(site, "linf", xs)
+        if x is None or isinstance(row, Unknown):
+            return (reals(site.out_shape()),)
+        top = np.asarray(float(row * Upper(x.magnitude())))
+        return (Range(site.out_shape(), -top, top),)
+
+    def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
+        """The constant of the class."""
+        if i:
+            return Unknown(f"{self._fixed} depend on the source")
+        if math.prod(site.shape(0)) == 0 or math.prod(site.out_shape()) == 0:
+            return Finite(ZERO, method="empty")
+        found = self._norm(site, norm, xs)
+        return found if isinstance(found, Unknown) else Finite(found, method=self._method)
+
+
+class DFT(_Transform):
     """Forward and inverse, one- and two-sided, real and complex (last axis of 1 or 2), padded or cropped to ``dft_length``."""
+
+    _fixed = "the length or the axis"
+    _method = "Fourier matrix"
 
     def _form(self, site: Site) -> tuple[_Fourier, bool, bool] | Unknown:
         """The transform, whether it is the inverse one, and whether it is from half a spectrum to a real signal."""
@@ -112,7 +145,7 @@ class DFT(Rule):
             return Unknown("the output shape does not follow from the length of the transform")
         return _Fourier(length, given, kept, shape[-1]), inverse, half
 
-    def _norm(self, site: Site, norm: Norm) -> Upper | Unknown:
+    def _norm(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Upper | Unknown:
         form = self._form(site)
         if isinstance(form, Unknown):
             return form
@@ -143,29 +176,15 @@ class DFT(Rule):
         cosines, sines = whole.sizes()
         return Upper(float(max(np.max(_over(cosines, 0)), np.max(_over(sines, 0))))) / Lower(n)
 
-    def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
-        """Within the largest row sum times the largest element."""
-        x, row = xs[0], self._norm(site, "linf")
-        if x is None or isinstance(row, Unknown):
-            return (reals(site.out_shape()),)
-        top = np.asarray(float(row * Upper(x.magnitude())))
-        return (Range(site.out_shape(), -top, top),)
 
-    def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
-        """The constant of the module."""
-        if i:
-            return Unknown("the length or the axis depends on the source")
-        if math.prod(site.shape(0)) == 0:
-            return Finite(ZERO, method="empty")
-        found = self._norm(site, norm)
-        return found if isinstance(found, Unknown) else Finite(found, method="Fourier matrix")
-
-
-class STFT(Rule):
+class STFT(_Transform):
     """Transforms of overlapping frames, each weighted by a window w: ``A'A = N diag(sum over frames of w^2)``.
 
     l2: ``sqrt(N max_t sum_frames w(t - start)^2)``, exact two-sided; the l1 and linf sums carry the window.
     """
+
+    _fixed = "the window or the frames"
+    _method = "Fourier matrix of each frame"
 
     def _frames(self, site: Site, xs: Sequence[Range | None]) -> tuple[_Fourier, int, int] | Unknown:
         """The transform of one frame, the step, the number of frames."""
@@ -205,20 +224,3 @@ class STFT(Rule):
         whole = fourier.weights is None and norm == "l2"
         size = Upper(top if whole else widen(top, frames + 2))
         return (Upper(fourier.length) * size).sqrt() if norm == "l2" else size
-
-    def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
-        """Within the largest row sum times the largest element."""
-        x, row = xs[0], self._norm(site, "linf", xs)
-        if x is None or isinstance(row, Unknown):
-            return (reals(site.out_shape()),)
-        top = np.asarray(float(row * Upper(x.magnitude())))
-        return (Range(site.out_shape(), -top, top),)
-
-    def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
-        """The constant of the class."""
-        if i:
-            return Unknown("the window or the frames depend on the source")
-        if math.prod(site.shape(0)) == 0 or math.prod(site.out_shape()) == 0:
-            return Finite(ZERO, method="empty")
-        found = self._norm(site, norm, xs)
-        return found if isinstance(found, Unknown) else Finite(found, method="Fourier matrix of each frame")

@@ -18,7 +18,7 @@ from lipaudit.operators.outputs import SeveralOutputs, finite_or, jointly
 from lipaudit.operators.range import Range, reals
 from lipaudit.operators.recurrent_cells import Cell, Step, cell_of
 
-__all__ = ["Recurrent"]
+__all__ = ["Recurrent", "reach"]
 
 Floats = NDArray[np.float64]
 
@@ -107,9 +107,9 @@ class Recurrent(SeveralOutputs):
                 biases.float64()[d] if biases is not None else None,
                 peepholes.float64()[d] if peepholes is not None else None,
                 self._length(site),
-                _reach(xs, 0),
-                _reach(xs, 5),
-                _reach(xs, 6),
+                reach(xs, 0),
+                reach(xs, 5),
+                reach(xs, 6),
             )
             if isinstance(made, Unknown):
                 return made
@@ -117,7 +117,7 @@ class Recurrent(SeveralOutputs):
         return cells
 
 
-def _reach(xs: Sequence[Range | None], i: int) -> float:
+def reach(xs: Sequence[Range | None], i: int) -> float:
     """Largest absolute element of input ``i``; 0 where it is left out."""
     found = xs[i] if i < len(xs) else None
     return found.magnitude() if found is not None else 0.0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lipaudit.bounds.scalar import ZERO, Lower, Norm, Upper, combine, repeat_factor
 from lipaudit.operators.base import Site, Unbounded, Unknown
 from lipaudit.operators.range import Range
-from lipaudit.operators.recurrent import Recurrent
+from lipaudit.operators.recurrent import Recurrent, reach
 from lipaudit.operators.recurrent_cells import Cell, cell_of
 
 __all__ = ["DynamicQuantizeLSTM"]
@@ -75,18 +75,13 @@ class DynamicQuantizeLSTM(Recurrent):
                 "LSTM", site, d, rows, np.ascontiguousarray(r[d].T),
                 biases.float64()[d] if biases is not None else None,
                 peepholes.float64()[d] if peepholes is not None else None,
-                site.shape(0)[0], math.inf, _reach(xs, 5), _reach(xs, 6),
+                site.shape(0)[0], math.inf, reach(xs, 5), reach(xs, 6),
             )  # fmt: skip
             # The reach of X is left open: rounding may carry it beyond its range, and gates <= 1 is all that is used.
             if isinstance(made, Unknown):
                 return made
             cells.append(made)
         return cells
-
-
-def _reach(xs: Sequence[Range | None], i: int) -> float:
-    found = xs[i] if i < len(xs) else None
-    return found.magnitude() if found is not None else 0.0
 
 
 def _dequantised(site: Site, weight: int, scale: int, zero: int) -> Floats | Unknown:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import networkx as nx
 import pytest
@@ -62,12 +61,8 @@ def comb(size: int) -> list[list[int]]:
     return [*chain, *([half - 1, 0] for _ in range(size - half))]
 
 
-def test_a_comb_of_100_000_is_linear() -> None:
-    started = time.process_time()
-    found = immediate_dominators(comb(100_000))
-    spent = time.process_time() - started
-    assert found[60_000] == 0
-    assert spent < 2.0  # 0.1 s on an idle core; networkx needs minutes
+def test_a_comb_of_100_000() -> None:
+    assert immediate_dominators(comb(100_000))[60_000] == 0  # networkx needs minutes for it; the time is in tests/benchmarks
 
 
 def test_a_long_chain_does_not_recurse() -> None:

@@ -48,8 +48,10 @@ format: $(ENV)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(ENV)  ## timings, as ratios to a reference measured in the same run
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
+bench: $(ENV)  ## timings, as ratios to a reference measured in the same run; rewrites docs/benchmarks.md
+	@mkdir -p .benchmarks
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-json=.benchmarks/bench.json; \
+	 failed=$$?; $(BIN)/python tools/benchmark_table.py .benchmarks/bench.json && exit $$failed
 
 soak: $(ENV)  ## the property tests with many more, fresh examples (an hour or so)
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(JOBS) -m "hypothesis or soak"

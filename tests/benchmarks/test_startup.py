@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from tests.benchmarks.ratios import Ratio, judge
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "samples" / "models" / "untrained.onnx"  # 21 nodes
 
@@ -55,7 +57,4 @@ def test_startup(benchmark: BenchmarkFixture, name: str, command: tuple[str, ...
         return
     reference = fastest(call("-c", "import numpy"), 9)
     benchmark.pedantic(run, rounds=9, warmup_rounds=1)
-    ratio = benchmark.stats.stats.min / reference
-    benchmark.extra_info |= {"reference_s": round(reference, 4), "ratio": round(ratio, 2), "limit": LIMITS[name]}
-    print(f"\n{name}: {ratio:.2f} x `import numpy` ({reference:.3f} s), limit {LIMITS[name]}")
-    assert ratio <= LIMITS[name]
+    judge(benchmark, name, Ratio("of `import numpy`", benchmark.stats.stats.min / reference, LIMITS[name]))

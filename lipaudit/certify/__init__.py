@@ -10,9 +10,11 @@ from lipaudit.bounds.scalar import INFINITE, ZERO, Norm, Upper, combine, matrix_
 from lipaudit.certify.bodies import Bodies
 from lipaudit.certify.domain import Domain
 from lipaudit.certify.gains import Bound, RegionBound, Tree, random_flow
+from lipaudit.certify.largest_rows import by_rows
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.node_gains import NodeGains, ask
 from lipaudit.certify.ranges import Ranges, propagate
+from lipaudit.certify.row_max import rows_matter
 from lipaudit.certify.sites import drawn, sites_of, with_captures
 from lipaudit.graph.ir import Graph
 from lipaudit.operators.base import Site
@@ -68,6 +70,8 @@ def certify(
         if name not in flows and name in random:
             flows[name] = random_flow(columns[-1].stop if columns else 0, name)
     headline, matrix = _whole(topology, flows, columns, outputs, norm, ledger, steps)
+    if norm == "l2" and rows_matter(tree.work):
+        headline, matrix = by_rows(tree.work, topology, outputs, headline, matrix, ledger)
     if not topology.sources and (reached := _inputs_behind(graph, outputs)):
         words = f"its inputs ({', '.join(reached)}) are no floating-point tensors and look up no embedding: nothing moves continuously"
         headline = Bound(INFINITE, INFINITE, "none", (Reason(reached[0], "input", "unknown", words),), headline.step)

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from lipaudit.bounds.chain import compose
 from lipaudit.bounds.scalar import INFINITE, ZERO, Lower, Norm, Upper, combine, dual, matrix_norm, repeat_factor
+from lipaudit.certify.bound import Bound
 from lipaudit.certify.cuts import atoms
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.lower import NOTHING, ResidualParts, chained, residual_lower
 from lipaudit.certify.methods import Proposal, Workspace, proposals
 from lipaudit.certify.methods.rows import rows_behind
 from lipaudit.certify.node_gains import NodeGains
+from lipaudit.certify.row_max import as_region, row_gains, rows_matter
 from lipaudit.certify.sites import shape_problem
 from lipaudit.graph.ir import Graph, Node
 from lipaudit.operators.base import Finite, Rule, Site, joint_flow
@@ -28,24 +30,6 @@ from lipaudit.topology import Region
 from lipaudit.topology.laws import walk
 
 __all__ = ["Bound", "Entry", "RegionBound", "Tree", "random_flow"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """``|df| <= slope |dx| + offset``, how it was had, and the step of the derivation that says so."""
-
-    slope: Upper
-    offset: Upper
-    method: str
-    reasons: tuple[Reason, ...] = ()
-    step: int | None = None
-
-    @property
-    def status(self) -> str:
-        """One of "finite", "unbounded" (no constant exists or is provable) or "unknown" (no rule applies)."""
-        if self.slope.is_finite and self.offset.is_finite:
-            return "finite"
-        return "unknown" if any(reason.status == "unknown" for reason in self.reasons) else "unbounded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +89,7 @@ class Tree:
         self._order = {node.name: i for i, node in enumerate(graph.nodes)}
         self._level_of: dict[str, str] = {}
         self._behind: dict[str, Bound | None] = {}
-        self._work = Workspace(graph, self._nodes, self._order, sites, self._rules, gains, ranges, norm)
+        self.work = Workspace(graph, self._nodes, self._order, sites, self._rules, gains, ranges, norm)
         reads = (pair for site in sites.values() for pair in zip(site.node.inputs, site.moving, strict=True))
         self._moving = frozenset(name for name, moves in reads if moves)
 
@@ -153,8 +137,8 @@ class Tree:
             found.append(Entry(name, self._bound(region, name, exit_flow, list(parts), steps)))
         joint = found[0].bound if len(found) == 1 else self._bound(region, "all entries", exit_flow, None, steps)
         if len(found) == 1:
-            whole = [self._affine(region, items, steps), *(self._recorded(region, item, steps) for item in proposals(self._work, region))]
-            for other in whole:
+            offers = [*proposals(self.work, region), *self._by_rows(region)]
+            for other in (self._affine(region, items, steps), *(self._recorded(region, item, steps) for item in offers)):
                 if other is not None and (joint.status != "finite" or (other.slope < joint.slope and other.offset.is_zero)):
                     joint = other
                     found = [Entry(entries[0], other)]
@@ -169,10 +153,10 @@ class Tree:
         """Lower gain, and what a residual block is made of."""
         region = bound.region
         known = {item.path: self.bounds[item.path].lower for item in items if isinstance(item, Region)}
-        bound.lower = chained(self._work, region, items, known)
+        bound.lower = chained(self.work, region, items, known)
         if region.kind != "residual":
             return
-        parts = ResidualParts.of(self._work, region)
+        parts = ResidualParts.of(self.work, region)
         reached = [flows[child.exit] for child in parts.branches if child.exit in flows]
         if len(reached) == len(parts.branches) and reached and all(flow.offset(self.norm).is_zero for flow in reached):
             bound.branch = combine([flow.gain(self.norm) for flow in reached], "l1")
@@ -180,7 +164,7 @@ class Tree:
             bound.shortcut = flows[parts.shortcut].gain(self.norm)
         if bound.branch is not None:
             direct = Lower(1) if parts.shortcut_region is None else self.bounds[parts.shortcut_region.path].lower
-            bound.lower = max(bound.lower, residual_lower(self._work, region, parts, bound.branch, direct))
+            bound.lower = max(bound.lower, residual_lower(self.work, region, parts, bound.branch, direct))
 
     def _recorded(self, region: Region, item: Proposal, steps: list[int]) -> Bound:
         """A proposal as a bound with its step."""
@@ -188,13 +172,23 @@ class Tree:
         step = self.ledger.add("region gain", region.path, item.rule, item.slope, operands=steps, evidence=evidence)
         return Bound(item.slope, ZERO, item.method, (), step)
 
+    def _by_rows(self, region: Region) -> list[Proposal]:
+        """A stack of blocks through the gains of rows: the square root of their number once, not per block."""
+        if region.kind != "stack" or self.norm != "l2" or not rows_matter(self.work):
+            return []
+        found = row_gains(self.work, region, region.entries[0]).get(region.exit)
+        if found is None or not found.flat.is_finite:
+            return []
+        evidence = {"to the largest row": found.row.decimal(), "free of the number of rows": found.row_free}
+        return [Proposal(region.entries[0], found.flat, "largest rows", "gains to the largest row carried through the stack", evidence)]
+
     def _shorten(self, region: Region, flows: dict[str, Flow], steps: list[int]) -> None:
         """Replace the flow of a region's exit by one from what the normalization before its entry reads, if that is less."""
-        rows = rows_behind(self._work, region.entries[0]) if len(region.entries) == 1 else None
+        rows = rows_behind(self.work, region.entries[0]) if len(region.entries) == 1 else None
         if rows is None or rows.source not in flows:
             return
         if region.path not in self._behind:
-            found = [self._recorded(region, item, []) for item in proposals(self._work, region, behind=True)]
+            found = [self._recorded(region, item, []) for item in proposals(self.work, region, behind=True)]
             self._behind[region.path] = min(found, key=lambda bound: bound.slope, default=None)
         bound = self._behind[region.path]
         if bound is None or bound.step is None:
@@ -326,7 +320,7 @@ class Tree:
             for k, name in enumerate(item.outputs):
                 if name and name not in start:
                     flows[name] = results[k] if k < len(results) else _unsaid(item, results)
-            alone = _as_region(item, site)
+            alone = as_region(item, site)
             if alone is not None:
                 self._shorten(alone, flows, steps)
         return flows, steps
@@ -366,14 +360,6 @@ class Tree:
         for region in walk(self.root):
             if region.path in self.bounds:
                 self.bounds[region.path].after = reach.get(region.exit, ZERO)
-
-
-def _as_region(node: Node, site: Site) -> Region | None:
-    """A node with one moving input and one output, as the methods for regions see it."""
-    moving = [name for name, moves in zip(node.inputs, site.moving, strict=True) if moves]
-    if len(moving) != 1 or len(node.outputs) != 1:
-        return None
-    return Region(node.name, "node", (node.name,), (moving[0],), node.outputs[0])
 
 
 def _is_less(flow: Flow, other: Flow, norm: Norm) -> bool:

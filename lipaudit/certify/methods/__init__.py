@@ -20,5 +20,9 @@ _METHODS: tuple[Callable[..., Proposal | None], ...] = (attention_block, normali
 
 def proposals(work: Workspace, region: Region, *, behind: bool = False) -> list[Proposal]:
     """What the methods say about a region: from its entry, or (``behind``) from what the normalization before its entry reads."""
-    found = [method(work, region, behind=behind) for method in _METHODS]
-    return [item for item in found if item is not None and item.slope.is_finite]
+
+    def asked() -> list[Proposal]:
+        found = [method(work, region, behind=behind) for method in _METHODS]
+        return [item for item in found if item is not None and item.slope.is_finite]
+
+    return work.once(("proposals", region.path, behind), asked)

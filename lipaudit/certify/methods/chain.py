@@ -45,7 +45,9 @@ def normalized_chain(work: Workspace, region: Region, *, behind: bool) -> Propos
         rest = rest * found.slope
     evidence = {"gain before": rows.gain.decimal(), "W G P": product.decimal(), "after it": rest.decimal(), "product": chain[at].name}
     rule = "normalization and product as one (W G P), then the rest of the chain"
-    return Proposal(rows.source, rows.gain * product * rest, "normalization merged with the product", rule, evidence)
+    slope = rows.gain * product * rest
+    row_max = slope if len(chain) == 1 else None  # each row by itself; of longer chains the nodes are asked one by one
+    return Proposal(rows.source, slope, "normalization merged with the product", rule, evidence, row_max)
 
 
 def _chain(work: Workspace, region: Region) -> list[Node] | None:

@@ -47,7 +47,8 @@ class _Gate:
     rows: Rows
     factors: tuple[_Factor, _Factor]
     after: Enclosed | None
-    factor: Upper
+    by_rows: bool
+    """Every row of the exit comes from one row of the entry."""
 
 
 def gated_product(work: Workspace, region: Region, *, behind: bool) -> Proposal | None:
@@ -65,7 +66,9 @@ def gated_product(work: Workspace, region: Region, *, behind: bool) -> Proposal 
         "slopes": [factor.slope.decimal() for factor in gate.factors],
     }
     rule = "gated product by midpoints, both factors in one stack" + (", behind a normalization (W G P)" if behind else "")
-    return Proposal(gate.rows.source if behind else region.entries[0], slope * gain, "gated product: weighted stack", rule, evidence)
+    source = gate.rows.source if behind else region.entries[0]
+    row_max = slope * gain if gate.by_rows else None
+    return Proposal(source, slope * gain, "gated product: weighted stack", rule, evidence, row_max)
 
 
 def _slope(gate: _Gate, scales: Floats, *, behind: bool) -> Upper:
@@ -76,7 +79,7 @@ def _slope(gate: _Gate, scales: Floats, *, behind: bool) -> Upper:
         weights = np.nextafter(other.sizes / scales * (1 + 2.0**-51), np.inf)
         blocks.append(Block(matrix.rows(weights), factor.slope))
     outer = Upper(float(np.max(scales))) if gate.after is None else gate.after.columns(scales, centred=False).norm()
-    return gate.factor * outer * weighted_stack([blocks])
+    return outer * weighted_stack([blocks])
 
 
 def _scales(gate: _Gate) -> list[Floats]:
@@ -119,11 +122,11 @@ def _gate(work: Workspace, region: Region) -> _Gate | None:
     if layout is None or shape is None or not layout.is_unchanged or layout.base.groups:
         return None
     if layout.base.weight is None:
-        return _Gate(rows, (factors[0], factors[1]), None, ONE)
+        return _Gate(rows, (factors[0], factors[1]), None, layout.shape == shape)
     read = rows_read(layout, shape[-1])
     if read is None or np.unique(read).size != read.size:
         return None
-    return _Gate(rows, (factors[0], factors[1]), Enclosed(layout.base.weight.T), ONE)
+    return _Gate(rows, (factors[0], factors[1]), Enclosed(layout.base.weight.T), layout.shape[-1] == layout.base.width)
 
 
 def _factor(work: Workspace, rows: Rows, found: dict[str, Layout], name: str, width: int, shape: tuple[int, ...] | None) -> _Factor | None:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Upper, combine
 from lipaudit.certify.methods import Proposal, Workspace, proposals
+from lipaudit.certify.methods.cores import CORES
 from lipaudit.certify.methods.rows import rows_behind
 from lipaudit.certify.sites import shape_problem
 from lipaudit.graph.ir import Node
-from lipaudit.operators.attention import Attention, FusedAttention
 from lipaudit.operators.base import Site, Unknown
 from lipaudit.operators.elementwise import Scalar
 from lipaudit.operators.movement import integers
 from lipaudit.operators.normalizing import Normalizing
+from lipaudit.operators.outputs import PerOutput
 from lipaudit.topology import Region
 from lipaudit.topology.laws import walk
 
@@ -61,7 +62,7 @@ class RowGain:
 
 def rows_matter(work: Workspace) -> bool:
     """Whether some attention mixes rows: without one both norms tell the same."""
-    return work.once(("rows matter",), lambda: any(isinstance(rule, (Attention, FusedAttention)) for rule in work.rules.values()))
+    return work.once(("rows matter",), lambda: any(isinstance(rule, CORES) for rule in work.rules.values()))
 
 
 def row_gains(work: Workspace, region: Region, source: str) -> dict[str, RowGain]:
@@ -79,10 +80,10 @@ def row_gains(work: Workspace, region: Region, source: str) -> dict[str, RowGain
             continue
         if any(name in found and name == source for name in item.outputs):
             continue
-        gains = _through_node(work, item, found)
-        for name in item.outputs:
-            if name and gains is not None:
-                found[name] = gains.closed(work.graph.value(name).shape)
+        made = [_through_node(work, item, k, found) if name else None for k, name in enumerate(item.outputs)]
+        for name, gain in zip(item.outputs, made, strict=True):
+            if gain is not None:
+                found[name] = gain.closed(work.graph.value(name).shape)
     return found
 
 
@@ -141,8 +142,8 @@ def _through_region(work: Workspace, region: Region, found: Mapping[str, RowGain
     return _best(work, region, found) if region.entries[0] in found else None
 
 
-def _through_node(work: Workspace, node: Node, found: Mapping[str, RowGain]) -> RowGain | None:
-    """Gains of all outputs of one node; None if it does not move."""
+def _through_node(work: Workspace, node: Node, k: int, found: Mapping[str, RowGain]) -> RowGain | None:
+    """Gains of output ``k`` of one node; None if it does not move."""
     site = work.sites[node.name]
     reached = [i for i in work.moving(node) if node.inputs[i] in found]
     if not reached:
@@ -156,9 +157,10 @@ def _through_node(work: Workspace, node: Node, found: Mapping[str, RowGain]) -> 
         before, gain = found[node.inputs[i]], work.gain(node, i)
         if gain is None:
             return RowGain(INFINITE, INFINITE, False, False)
-        own = _row_factor(work, node, site, i, gain.slope)
-        flats.append(gain.slope * before.flat)
-        rows.append(own * before.row if own is not None else gain.slope * before.flat)
+        slope = gain.outputs[k].slope if isinstance(gain, PerOutput) and k < len(gain.outputs) else gain.slope
+        own = _row_factor(work, node, site, i, slope)
+        flats.append(slope * before.flat)
+        rows.append(own * before.row if own is not None else slope * before.flat)
         free = free and before.free and own is not None and node.kind not in _REDUCING
         row_free = row_free and own is not None and before.row_free and node.kind != "ai.onnx::ReduceSum"
     if beside == "rows":  # operands are different rows of the result

@@ -109,6 +109,13 @@ class PackedAttention(SeveralOutputs):
         made = [_Projection(w[:, a:z], b[a:z], heads) for a, z in pairwise(ends)]
         return made[0], made[1], made[2]
 
+    def bounds(self, site: Site, xs: Sequence[Range | None]) -> Heads | Unknown:
+        """The bounds of one head, or why they are not known."""
+        projections, x = self._projections(site), xs[0]
+        if isinstance(projections, Unknown):
+            return projections
+        return Unknown("the input of Attention must have rank 3") if x is None or len(x.shape) != 3 else self._heads(site, xs, projections)
+
     def _heads(self, site: Site, xs: Sequence[Range | None], projections: tuple[_Projection, _Projection, _Projection]) -> Heads:
         x = xs[0]
         assert x is not None

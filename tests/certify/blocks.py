@@ -57,6 +57,7 @@ class Attention:
     """``x -> [norm] -> attention`` with its projections; x is [1, tokens, width].
 
     ``norm``: "layer", "rms" or "". ``rope``: turn pairs by position. ``qk_norm``: RMS of each head's queries and keys.
+    ``form``: "spelled" out, or one of the operators "onnx" (23), "multi-head" and "packed" (of ONNX Runtime).
     ``packed``: one product for Q, K, V. ``kv_heads`` < heads: grouped queries. ``mask``: "", "causal", "finite", "padded".
     """
 
@@ -75,6 +76,7 @@ class Attention:
     residual: bool = False
     project: bool = True
     head: int = 0
+    form: str = "spelled"
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng([11, self.seed])
@@ -173,6 +175,8 @@ class Attention:
             root = add("Sqrt", add("Add", squares, const(np.float32(self.epsilon))))
             e = add("Mul", add("Div", "x", root), "gamma")
 
+        if self.form != "spelled":
+            return self._operator(nodes, e, c)
         if self.packed:
             c["w"] = np.concatenate([self.weights[name] for name in ("wq", "wk", "wv")], axis=1)
             c["b"] = np.concatenate([self.weights[name] for name in ("bq", "bk", "bv")])
@@ -223,6 +227,30 @@ class Attention:
             y = add("Add", "x", y)
         add("Identity", y, out="y")
         return make_model(nodes, {"x": [1, n, self.width]}, ["y"], c)
+
+    def _operator(self, nodes: list[onnx.NodeProto], e: str, c: dict[str, Any]) -> onnx.ModelProto:
+        """With one operator for the attention, from the normalized rows ``e``."""
+        h, g = self.heads, self.kv_heads or self.heads
+        w = self.weights
+        c["w"] = np.concatenate([w[name] for name in ("wq", "wk", "wv")], axis=1)
+        c["b"] = np.concatenate([w[name] for name in ("bq", "bk", "bv")])
+        microsoft = {"domain": "com.microsoft", "num_heads": h}
+        causal = {"unidirectional": 1} if self.mask == "causal" else {}
+        if self.form == "packed":
+            nodes.append(helper.make_node("Attention", [e, "w", "b"], ["o"], name="core", **microsoft, **causal))
+        else:
+            products = [helper.make_node("MatMul", [e, f"w{p}"], [f"{p}_plain"]) for p in "qkv"]
+            if self.form == "multi-head":
+                core = helper.make_node(
+                    "MultiHeadAttention", ["q_plain", "k_plain", "v_plain", "b"], ["o"], name="core", **microsoft, **causal
+                )
+                nodes += [*products, core]
+            else:
+                nodes += [*products, *(helper.make_node("Add", [f"{p}_plain", f"b{p}"], [p]) for p in "qkv")]
+                causal = {"is_causal": 1} if self.mask == "causal" else {}
+                nodes.append(helper.make_node("Attention", ["q", "k", "v"], ["o"], name="core", q_num_heads=h, kv_num_heads=g, **causal))
+        nodes += [helper.make_node("MatMul", ["o", "wo"], ["p"]), helper.make_node("Add", ["p", "bo"], ["y"])]
+        return make_model(nodes, {"x": [1, self.tokens, self.width]}, ["y"], c, opset=23, domains={"com.microsoft": 1})
 
 
 @dataclass

@@ -112,6 +112,23 @@ def test_spellings_of_one_block_agree() -> None:
     assert abs(plain - packed) <= 1e-5 * plain
 
 
+@pytest.mark.parametrize(("form", "case"), [("onnx", {}), ("onnx", {"kv_heads": 1}), ("multi-head", {}), ("packed", {})])
+def test_operators_and_spelled_forms_agree(form: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    block = Attention(9, form=form, **case)
+    model = block.model()
+    x = rng.standard_normal((1, block.tokens, block.width)).astype(np.float32)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    given = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})[0]
+    assert np.allclose(given, block(x.astype(float)), atol=1e-4)
+    found = certificate(model)
+    plain, own = _slope(certificate(Attention(9, **case).model())), _slope(found)
+    assert abs(plain - own) <= 1e-5 * plain
+    assert 2 * own < _paths_only(model, monkeypatch)
+    assert ascend(block, 0.1 * x.astype(float), rng, 20) <= own
+
+
 def test_methods_are_steps_of_the_derivation() -> None:
     found = certificate(Attention(0).model())
     rules = [step.rule for step in found.steps if step.id <= (found.headline.step or 0)]

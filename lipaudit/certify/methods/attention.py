@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Upper, combine
+from lipaudit.certify.methods.cores import CORES, core_operands, output_places
 from lipaudit.certify.methods.enclosed import Enclosed, stacked
 from lipaudit.certify.methods.heads import Lines, Path, classes, lines_of, path_of
 from lipaudit.certify.methods.layout import Layout, follow
@@ -28,8 +29,6 @@ from lipaudit.certify.methods.stack import Block, weighted_stack
 from lipaudit.certify.methods.workspace import Proposal, Workspace
 from lipaudit.graph.ir import Node
 from lipaudit.operators import attention_core
-from lipaudit.operators.attention import Attention, Computation, FusedAttention
-from lipaudit.operators.base import Unknown
 from lipaudit.topology import Region
 
 __all__ = ["attention_block"]
@@ -159,62 +158,24 @@ def _merged_values(
 def _plan(work: Workspace, region: Region) -> _Plan | None:
     """The heads and the output projection of a region around one attention; None if it is not of that form."""
     nodes = work.sorted(region.nodes)
-    cores = [node for node in nodes if isinstance(work.rules[node.name], (Attention, FusedAttention))]
+    cores = [node for node in nodes if isinstance(work.rules[node.name], CORES)]
     if len(cores) != 1:
         return None
     core = cores[0]
     rows = rows_behind(work, region.entries[0])
-    found = follow(work, nodes, region.entries[0])
-    moving = work.moving(core)
-    if rows is None or any(core.inputs[i] not in found for i in moving) or not set(moving) <= {0, 1, 2} or len(moving) != 3:
+    read_off = core_operands(work, core, follow(work, nodes, region.entries[0]))
+    if rows is None or read_off is None:
         return None
-    rule, site = work.rules[core.name], work.sites[core.name]
-    assert isinstance(rule, (Attention, FusedAttention))
-    xs = work.of(core)
-    if any(xs[i] is None for i in moving) or len([name for name in core.outputs if name]) != 1:
-        return None
-    if any(work.is_barred(core, i) for i in moving):
-        return None
-    computation = rule.computation(site, xs)
-    if isinstance(computation, Unknown) or computation.past_v is not None or computation.heads.sink:
-        return None
-    operands = _operands(core, computation, [found[core.inputs[i]] for i in range(3)], site.out_shape())
-    if operands is None:
-        return None
+    bounds, operands = read_off
     width = (work.graph.value(region.entries[0]).shape or (1,))[-1]
     read = [lines_of(operand, width) for operand in operands]
     lines = [line for line in read if line is not None]
     groups = classes(*lines) if len(lines) == 3 else None
     if groups is None:
         return None
-    heads = _heads(rows, computation.heads, lines, groups, width, work.graph.value(region.entries[0]).shape or ())
+    heads = _heads(rows, bounds, lines, groups, width, work.graph.value(region.entries[0]).shape or ())
     output = _output(work, nodes, core, region.exit, groups, lines[0].layout.shape[:2], lines[2].layout.shape[2])
     return None if heads is None or output is None else _Plan(rows, heads, output)
-
-
-def _operands(core: Node, computation: Computation, given: list[Layout], out: tuple[int, ...]) -> list[Layout] | None:
-    """Q, K and V as [lines, tokens, width], one line for each query head of each sample."""
-    heads = computation.heads
-    if core.domain == "lipaudit":
-        lead = out[:-2]
-        if core.attrs.get("k_transposed", 0):
-            rank = len(given[1].shape)
-            given[1] = given[1].transposed([*range(rank - 2), rank - 1, rank - 2])
-        wide = [layout.broadcast((*lead, *layout.shape[-2:])) for layout in given]
-        return [layout.reshaped(-1, *layout.shape[-2:]) for layout in wide]
-    found: list[Layout] = []
-    for i, layout in enumerate(given):
-        if len(layout.shape) == 3:
-            count = int(core.attrs["q_num_heads" if i == 0 else "kv_num_heads"])
-            batch, tokens, whole = layout.shape
-            layout = layout.reshaped(batch, tokens, count, whole // count).transposed((0, 2, 1, 3))
-        batch, count, tokens, size = layout.shape
-        if i and heads.shared > 1:
-            layout = layout.reshaped(batch, count, 1, tokens, size).broadcast((batch, count, heads.shared, tokens, size))
-        found.append(layout.reshaped(-1, tokens, size))
-    if any(layout.shape[0] != found[0].shape[0] for layout in found):
-        return None
-    return found
 
 
 def _heads(
@@ -271,12 +232,8 @@ def _output(
     if factor is None:
         return None
     count, tokens = lines
-    # Where element (line, token, k) of the heads lies in the operator's own output.
-    place = np.arange(count * tokens * width)
-    if len(shape) == 3 and core.domain != "lipaudit":
-        inside = shape[2] // width
-        place = place.reshape(shape[0], inside, tokens, width).transpose(0, 2, 1, 3).reshape(-1)
-    if place.size != np.prod(shape):
+    place = output_places(core, shape, width, tokens)
+    if place.size != count * tokens * width:
         return None
     base = layout.base
     if base.weight is None:

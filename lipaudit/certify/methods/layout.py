@@ -105,6 +105,12 @@ class Layout:
         terms = tuple(Term(np.broadcast_to(term.index, shape), np.broadcast_to(term.factor, shape)) for term in self.terms)
         return replace(self, terms=terms, constant=np.broadcast_to(self.constant, shape))
 
+    def shifted(self, constant: Floats) -> Layout:
+        """Plus a stored array that broadcasts to the shape."""
+        moved = np.asarray(np.broadcast_to(self.constant + constant, self.shape))
+        slack = self.slack + (2.0**-52 * float(np.max(np.abs(moved), initial=0.0)) if np.any(self.constant) else 0.0)
+        return replace(self, constant=moved, slack=slack)
+
     @property
     def is_unchanged(self) -> bool:
         """The elements of the base as they stand, plus constants."""

@@ -38,7 +38,7 @@ class Rows:
     gain
         Gain from the rows of ``source`` to z.
     source
-        What the normalization reads; "" where there is none, or where it reads a sum of several values.
+        What the normalization reads; "" where there is none, or where it reads a sum that has no name.
     scale, bias
         g and b, shape [width]; None for 1 and 0.
     centred
@@ -103,10 +103,12 @@ def _normalized(work: Workspace, value: str) -> Rows | None:
     if not isinstance(gain, Finite) or scale is None or bias is None:
         return None
     radius = Upper(plan.core.radius(plan.spread.largest))
-    single = plan.x_inputs == (0,) and work.moving(node) == [0] and work.gain(node, 0) is not None
+    read = ""
+    if all(work.gain(node, i) is not None for i in work.moving(node)):
+        # A residual normalization reads a sum, which it hands on as its fourth output.
+        read = node.inputs[0] if plan.x_inputs == (0,) else node.outputs[3] if len(node.outputs) > 3 else ""
     return Rows(
-        value, radius, Upper(2) * radius, plan.core.slope("l2", plan.spread.floor), node.inputs[0] if single else "", scale, bias,
-        plan.core.centred,
+        value, radius, Upper(2) * radius, plan.core.slope("l2", plan.spread.floor), read, scale, bias, plan.core.centred
     )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ class RegionBound:
     branch: Upper | None = None
     shortcut: Upper | None = None
     inner: dict[str, Upper] = field(default_factory=dict)
+    outer: dict[str, Upper] = field(default_factory=dict)
 
 
 _Item = Node | Region
@@ -106,8 +107,7 @@ class Tree:
         items = self._items(self.root)
         start, columns = self._start(items, sources)
         flows, steps = self._propagate(items, start)
-        self._forward(flows)
-        self._backward(outputs)
+        self._profile(items, flows, outputs)
         return flows, steps, columns
 
     def _start(self, items: Sequence[_Item], entries: Sequence[str]) -> tuple[dict[str, Flow], list[range]]:
@@ -144,9 +144,11 @@ class Tree:
                     found = [Entry(entries[0], other)]
         bound = RegionBound(region, tuple(found), joint)
         self._below(bound, items, flows)
+        ahead = self._ahead(items, [region.exit])
         for below in self._level(region):
             self._level_of[below.path] = region.path
             bound.inner[below.path] = self._reach(below, flows)
+            bound.outer[below.path] = ahead.get(below.exit, ZERO)
         return bound
 
     def _below(self, bound: RegionBound, items: Sequence[_Item], flows: Mapping[str, Flow]) -> None:
@@ -333,33 +335,38 @@ class Tree:
 
     # ------------------------------------------------------------------ the profile along depth
 
-    def _forward(self, flows: Mapping[str, Flow]) -> None:
-        """``before`` of every region: from the sources to its entries."""
+    def _profile(self, items: Sequence[_Item], flows: Mapping[str, Flow], outputs: Sequence[str]) -> None:
+        """``before`` and ``after`` of every region: level by level, from the sources in and from the outputs back."""
+        ahead = self._ahead(items, outputs)
         for region in self._level(self.root):
-            self.bounds[region.path].before = self._reach(region, flows)
+            bound = self.bounds[region.path]
+            bound.before, bound.after = self._reach(region, flows), ahead.get(region.exit, ZERO)
         for region in walk(self.root):
             above = self.bounds.get(self._level_of.get(region.path, ""))
             if above is not None:
-                self.bounds[region.path].before = above.inner[region.path] * above.before
+                bound = self.bounds[region.path]
+                bound.before = above.inner[region.path] * above.before
+                bound.after = above.outer[region.path] * above.after
 
-    def _backward(self, outputs: Sequence[str]) -> None:
-        """``after`` of every region: from its exit to the outputs, paths added (an upper bound)."""
+    def _ahead(self, items: Sequence[_Item], exits: Sequence[str]) -> dict[str, Upper]:
+        """Gain from every value of one level to its exits: paths added, one variable at a time."""
         # A value that is listed as several outputs arrives several times.
-        reach = {name: repeat_factor(list(outputs).count(name), self.norm) for name in outputs}
-        for node in reversed(self.graph.nodes):
-            onward = [reach[name] for name in node.outputs if name in reach]
-            if not onward:
+        ahead = {name: repeat_factor(list(exits).count(name), self.norm) for name in exits}
+        for item in reversed(items):
+            if isinstance(item, Region):
+                if item.exit in ahead:
+                    for entry in self.bounds[item.path].entries:
+                        ahead[entry.value] = ahead.get(entry.value, ZERO) + entry.bound.slope * ahead[item.exit]
                 continue
             # The gain of a node is to its outputs jointly, and sum_k r_k |dy_k| <= |r|_q |(|dy_k|)|_p with the dual norm q.
-            beyond = combine(onward, dual(self.norm))
-            for name, gain in zip(node.inputs, self._gains[node.name].gains if node.name in self._gains else (), strict=False):
-                if gain is None:
-                    continue
-                slope = gain.slope if isinstance(gain, Finite) else INFINITE
-                reach[name] = reach.get(name, ZERO) + slope * beyond
-        for region in walk(self.root):
-            if region.path in self.bounds:
-                self.bounds[region.path].after = reach.get(region.exit, ZERO)
+            beyond = combine([ahead[name] for name in item.outputs if name in ahead], dual(self.norm))
+            if beyond.is_zero or item.name not in self._gains:
+                continue
+            for name, gain in zip(item.inputs, self._gains[item.name].gains, strict=True):
+                if gain is not None:
+                    slope = gain.slope if isinstance(gain, Finite) else INFINITE
+                    ahead[name] = ahead.get(name, ZERO) + slope * beyond
+        return ahead
 
 
 def _is_less(flow: Flow, other: Flow, norm: Norm) -> bool:

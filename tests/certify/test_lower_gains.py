@@ -114,3 +114,26 @@ def test_facts_for_guidelines() -> None:
     stack = next(facts[path]["stack"] for path, region in regions.items() if region.kind == "stack")
     assert 0 <= stack["gain_spread"] < 1e-3 and stack["kind_gap"] is None
     assert stack["log10_gain"] == pytest.approx(3 * np.log10(1.2), abs=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_the_profile_looks_both_ways(norm: Norm) -> None:
+    """Before a block: the Jacobian of what comes first; after it: of what is left."""
+    found = certificate(_model(0.2), norm)
+    blocks = sorted((item for item in found.regions.values() if item.region.kind == "residual"), key=lambda item: item.region.exit)
+    rng = np.random.default_rng(10)
+    order = {"l1": 1, "l2": 2, "linf": np.inf}[norm]
+    weights = _weights(0.2)
+    for k, block in enumerate(blocks):
+        assert float(block.before) * float(block.joint.slope) * float(block.after) <= float(found.headline.slope) * 1.001
+
+        def rest(x: Array, first: int = k + 1) -> Array:
+            for a, b in weights[first:]:
+                x = x + np.tanh(x @ a.astype(float)) @ b.astype(float)
+            return x
+
+        for scale in (0.0, 0.3):
+            x = scale * rng.standard_normal((1, _WIDTH))
+            assert np.linalg.norm(jacobian(rest, x), order) <= float(block.after)
+            if k:
+                assert np.linalg.norm(jacobian(_twin(0.2, 1.0, 1.0, k), x), order) <= float(block.before)

@@ -54,7 +54,7 @@ def softmax(z: Array) -> Array:
 
 @dataclass
 class Attention:
-    """``x -> [norm] -> attention`` with its projections; x is [1, tokens, width].
+    """``x -> [norm] -> attention`` with its projections; x is [batch, tokens, width].
 
     ``norm``: "layer", "rms" or "". ``rope``: turn pairs by position. ``qk_norm``: RMS of each head's queries and keys.
     ``form``: "spelled" out, or one of the operators "onnx" (23), "multi-head" and "packed" (of ONNX Runtime).
@@ -77,6 +77,7 @@ class Attention:
     project: bool = True
     head: int = 0
     form: str = "spelled"
+    batch: int = 1
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng([11, self.seed])
@@ -123,6 +124,9 @@ class Attention:
         w = {name: value.astype(float) for name, value in self.weights.items()}
         n, h, k = self.tokens, self.heads, self.head
         g = self.kv_heads or h
+
+        if len(e) > 1:
+            return np.concatenate([self.attention(sample[None]) for sample in e])
 
         def split(rows: Array, count: int) -> Array:
             return rows.reshape(n, count, k).transpose(1, 0, 2)
@@ -188,7 +192,7 @@ class Attention:
             parts = [add("Add", f"b{p}", add("MatMul", e, f"w{p}")) for p in "qkv"]
 
         def heads(value: str, count: int, perm: tuple[int, ...]) -> str:
-            return add("Transpose", add("Reshape", value, const(np.array([1, n, count, k], np.int64))), perm=perm)
+            return add("Transpose", add("Reshape", value, const(np.array([self.batch, n, count, k], np.int64))), perm=perm)
 
         turned = self.rope or self.qk_norm or g != h
         q, v = heads(parts[0], h, (0, 2, 1, 3)), heads(parts[2], g, (0, 2, 1, 3))
@@ -211,7 +215,7 @@ class Attention:
         if self.rope:
             q, key = rotate(q), rotate(key)
         if g != h:
-            shape, wide = const(np.array([1, h, n, k], np.int64)), const(np.array([1, g, h // g, n, k], np.int64))
+            shape, wide = const(np.array([self.batch, h, n, k], np.int64)), const(np.array([self.batch, g, h // g, n, k], np.int64))
             one = const(np.array([2], np.int64))
             key, v = (add("Reshape", add("Expand", add("Unsqueeze", z, one), wide), shape) for z in (key, v))
         if turned:
@@ -220,13 +224,13 @@ class Attention:
         if self.mask:
             logits = add("Add", logits, const(self.bias))
         y = add("MatMul", add("Softmax", logits, axis=-1), v)
-        y = add("Reshape", add("Transpose", y, perm=(0, 2, 1, 3)), const(np.array([1, n, h * k], np.int64)))
+        y = add("Reshape", add("Transpose", y, perm=(0, 2, 1, 3)), const(np.array([self.batch, n, h * k], np.int64)))
         if self.project:
             y = add("Add", add("MatMul", y, "wo"), "bo")
         if self.residual:
             y = add("Add", "x", y)
         add("Identity", y, out="y")
-        return make_model(nodes, {"x": [1, n, self.width]}, ["y"], c)
+        return make_model(nodes, {"x": [self.batch, n, self.width]}, ["y"], c)
 
     def _operator(self, nodes: list[onnx.NodeProto], e: str, c: dict[str, Any]) -> onnx.ModelProto:
         """With one operator for the attention, from the normalized rows ``e``."""
@@ -250,7 +254,7 @@ class Attention:
                 causal = {"is_causal": 1} if self.mask == "causal" else {}
                 nodes.append(helper.make_node("Attention", ["q", "k", "v"], ["o"], name="core", q_num_heads=h, kv_num_heads=g, **causal))
         nodes += [helper.make_node("MatMul", ["o", "wo"], ["p"]), helper.make_node("Add", ["p", "bo"], ["y"])]
-        return make_model(nodes, {"x": [1, self.tokens, self.width]}, ["y"], c, opset=23, domains={"com.microsoft": 1})
+        return make_model(nodes, {"x": [self.batch, self.tokens, self.width]}, ["y"], c, opset=23, domains={"com.microsoft": 1})
 
 
 @dataclass

@@ -34,6 +34,8 @@ _CASES: list[dict[str, Any]] = [
     {"epsilon": 1.0, "scale": 3.0},
     {"residual": True},
     {"project": False},
+    {"batch": 2, "rope": True, "width": 8, "kv_heads": 1},
+    {"batch": 3, "packed": True, "tokens": 2},
 ]
 
 
@@ -59,7 +61,7 @@ def test_no_jacobian_exceeds_the_bound(case: dict[str, Any], monkeypatch: pytest
     for seed in range(2):
         block = Attention(seed, **case)
         model = block.model()
-        x = rng.standard_normal((1, block.tokens, block.width))
+        x = rng.standard_normal((block.batch, block.tokens, block.width))
         options = ort.SessionOptions()
         options.log_severity_level = 4
         given = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x.astype(np.float32)})[0]

@@ -14,6 +14,8 @@ from lipaudit.topology import Topology
 __all__ = ["by_rows"]
 
 _RULE = "gains to the largest row beside those to the whole value: rows are counted once"
+_METHOD = "largest rows"
+_FREE = "largest rows, which holds for every sequence length"
 _EVERY = "no factor of this bound depends on the number of tokens: it holds for every sequence length on which the ranges hold"
 
 
@@ -32,7 +34,7 @@ def by_rows(
                 continue
             evidence = {"tokens": _EVERY} if gain.free else {"tokens": "their number enters once"}
             step = ledger.add("gain", f"{source} -> {output}", _RULE, gain.flat, evidence=evidence)
-            found[source, output] = Bound(gain.flat, ZERO, "largest rows", (), step)
+            found[source, output] = Bound(gain.flat, ZERO, _FREE if gain.free else _METHOD, (), step)
             every = every and gain.free
     rows = [[found[source.value.name, output].slope for source in topology.sources] for output in outputs]
     slope = matrix_norm(rows, "l2") if topology.sources else ZERO
@@ -43,4 +45,4 @@ def by_rows(
     operands = [bound.step for bound in found.values() if bound.step is not None]
     evidence = {"tokens": _EVERY} if every else {}
     step = ledger.add("gain", "all sources -> all outputs", "l2 norm of the matrix of gains", slope, operands=operands, evidence=evidence)
-    return Bound(slope, ZERO, "largest rows", (), step), found
+    return Bound(slope, ZERO, _FREE if every else _METHOD, (), step), found

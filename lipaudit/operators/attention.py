@@ -16,7 +16,7 @@ from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.outputs import SeveralOutputs, jointly
 from lipaudit.operators.range import Range, reals
 
-__all__ = ["Attention", "AttentionRule", "Computation", "FusedAttention", "copies_of", "path_gain"]
+__all__ = ["Attention", "AttentionRule", "Computation", "FusedAttention", "copies_of", "is_open", "path_gain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,11 @@ class Computation:
 def copies_of(own: tuple[int, ...], whole: tuple[int, ...]) -> int:
     """How often an operand of leading shape ``own`` is copied to reach ``whole``."""
     return math.prod(whole) // max(1, math.prod(own))
+
+
+def is_open(*caches: Range | None) -> bool:
+    """True if nothing bounds one of the caches."""
+    return any(cache is not None and cache.size > 0 and not math.isfinite(cache.row_norm()) for cache in caches)
 
 
 def path_gain(heads: Heads, path: str, norm: Norm, copies: int = 1) -> Gain:
@@ -202,7 +207,7 @@ class Attention(AttentionRule):
         if isinstance(mask, Unknown):
             return mask
         mask = _after_cap(mask, rows_q.count, rows_k.count, cap)
-        heads = Heads(rows_q, rows_k, rows_v, scale, mask, Upper(cap), shared=h_q // h_k)
+        heads = Heads(rows_q, rows_k, rows_v, scale, mask, Upper(cap), shared=h_q // h_k, open_cache=is_open(past_k, past_v))
         bias = xs[3] if len(xs) > 3 else None
         scores = (q.shape[0], h_q, rows_q.count, rows_k.count)
         copies = {"bias": max(1, copies_of(bias.shape, scores)) if bias is not None else 1}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
 from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper, combine, dual
-from lipaudit.operators.attention import AttentionRule, Computation, copies_of, path_gain
+from lipaudit.operators.attention import AttentionRule, Computation, copies_of, is_open, path_gain
 from lipaudit.operators.attention_core import Heads, Mask, Rows, output_range, rows_of, scaled_rows, together
 from lipaudit.operators.base import Finite, Gain, Site, Unknown
 from lipaudit.operators.interval import add
@@ -129,7 +129,7 @@ class PackedAttention(SeveralOutputs):
         scale = float(site.attr("scale", 0.0) or 0.0)
         s = Upper(abs(scale)) if scale else ONE / Lower(q.width).sqrt()
         masked = site.has(3) or bool(site.attr("unidirectional", 0)) or site.has(5)
-        return Heads(q, k, v, s, _worst(n) if masked else _plain(n, k.count))
+        return Heads(q, k, v, s, _worst(n) if masked else _plain(n, k.count), open_cache=is_open(past))
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """The hull of the projected values."""
@@ -237,7 +237,7 @@ class MultiHeadAttention(AttentionRule):
         s = Upper(abs(scale)) if scale else ONE / Lower(rows_q.width).sqrt()
         masked = site.has(4) or site.has(5) or bool(site.attr("unidirectional", 0)) or past_k is not None
         mask = _worst(rows_q.count) if masked else _plain(rows_q.count, rows_k.count)
-        computed = Heads(rows_q, rows_k, rows_v, s, mask)
+        computed = Heads(rows_q, rows_k, rows_v, s, mask, open_cache=is_open(past_k, past_v))
         added = _given(xs, 5)
         scores = (q.shape[0], heads, rows_q.count, rows_k.count)
         copies = {"bias": max(1, copies_of(added.shape, scores)) if added is not None else 1}
@@ -311,7 +311,7 @@ class GroupQueryAttention(AttentionRule):
         s = Upper(abs(scale)) if scale else ONE / Lower(rows_q.width).sqrt()
         cap = Upper(abs(float(site.attr("softcap", 0.0) or 0.0)))
         sink = site.has(11) or int(site.attr("smooth_softmax", 0) or 0) == 1
-        computed = Heads(rows_q, rows_k, rows_v, s, _worst(rows_q.count), cap, h_q // h_k, sink)
+        computed = Heads(rows_q, rows_k, rows_v, s, _worst(rows_q.count), cap, h_q // h_k, sink, is_open(past_k, past_v))
         added = _given(xs, 10)
         scores = (q.shape[0], h_q, rows_q.count, rows_k.count)
         copies = {"bias": max(1, copies_of(added.shape, scores)) if added is not None else 1}

@@ -236,6 +236,8 @@ class Heads:
         Query heads that read one head of K and V.
     sink
         There is one more key, with value 0 and a score that does not move: the weights of the real keys sum to less than 1.
+    open_cache
+        Some of the keys or values are those of a cache that nothing bounds.
     """
 
     q: Rows
@@ -246,6 +248,7 @@ class Heads:
     cap: Upper = ZERO
     shared: int = 1
     sink: bool = False
+    open_cache: bool = False
 
     @property
     def queries(self) -> int:
@@ -349,6 +352,9 @@ class Heads:
         }
         free = [name for name, bound in needs[path] if not bound.is_finite]
         names = " and ".join(free)
+        if self.open_cache and free != ["queries"]:
+            text = "the scores multiply activations by what the cache of keys and values holds, and the cache is unbounded on this domain"
+            return f"{text}: for every fixed cache a constant exists, but none holds for all of them; a box for the cache gives one"
         text = f"the scores multiply two unbounded activations: from the {path}, the {names} are unbounded on this domain"
         return f"{text}; with one query at 0 and keys and values at +-t the gain grows like t^2 (arXiv 2006.04710)"
 

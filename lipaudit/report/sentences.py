@@ -39,8 +39,11 @@ def domain(audit: Audit) -> str:
 
 
 def holds_for(audit: Audit) -> list[str]:
-    """What else the certified numbers depend on: assumed sizes, embedding tables."""
-    return [paragraph(note) if len(note) < 400 else shorten(note, 400) for note in audit.domain.notes]
+    """What else the certified numbers depend on: the rule that gave the bound, assumed sizes, embedding tables."""
+    notes = [paragraph(note) if len(note) < 400 else shorten(note, 400) for note in audit.domain.notes]
+    method = audit.certified.method
+    plain = audit.certified.status != "finite" or method in ("", "paths")
+    return notes if plain else [f"the bound is that of the rule {shorten(paragraph(method), 200)}", *notes]
 
 
 def certified(found: Certified) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+import lipaudit
 from lipaudit.bounds.scalar import Upper
 from lipaudit.certify import Certificate
 from lipaudit.certify.row_max import RowGain
+from lipaudit.report.sentences import holds_for
 from tests.certify.blocks import Attention, ascend, jacobian
 from tests.pipeline import certificate, make_model
 
@@ -91,9 +94,11 @@ def test_one_token_costs_the_same_in_every_length() -> None:
     assert slopes[0] == slopes[1] == slopes[2]
     found = certificate(_headed(Attention(6, tokens=128, residual=True), "first"))
     assert any("every sequence length" in evidence["tokens"] for evidence in _rules(found))
+    assert found.headline.method == "largest rows, which holds for every sequence length"
     whole = certificate(_headed(Attention(6, tokens=128, residual=True), "all"))
     assert float(whole.headline.slope) > 2 * slopes[0]
     assert not any("every sequence length" in evidence["tokens"] for evidence in _rules(whole))
+    assert "every" not in whole.headline.method
 
 
 def test_a_sum_of_tokens_counts_them() -> None:
@@ -119,3 +124,12 @@ def test_closing() -> None:
     assert one.closed((1, 1, 8)) == RowGain(Upper(2), Upper(2), free=True, row_free=True)
     assert RowGain(Upper(1), Upper(2), free=False).closed((1, 4, 8)) == RowGain(Upper(1), Upper(1), free=False, row_free=False)
     assert one.closed(None) == one
+
+
+@pytest.mark.parametrize("head", ["first", "all"])
+def test_the_report_names_the_rule(head: str, tmp_path: Path) -> None:
+    path = tmp_path / "block.onnx"
+    onnx.save(_headed(Attention(6, tokens=64, residual=True), head), path)
+    text = " ".join(holds_for(lipaudit.audit(path, measure=False)))
+    assert ("every sequence length" in text) is (head == "first")
+    assert ("the rule largest rows" in text) is (head == "first")

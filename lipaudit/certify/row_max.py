@@ -121,7 +121,7 @@ def _is_closed(work: Workspace, region: Region) -> bool:
 
 
 def _best(work: Workspace, region: Region, found: Mapping[str, RowGain]) -> RowGain | None:
-    """The least of what the methods say of a region, from its entry and from what is normalized before it."""
+    """The least of what the methods say of a region, from its entry and from what is normalized before it; None if they say nothing."""
     rows = rows_behind(work, region.entries[0])
     offers: list[Proposal] = list(proposals(work, region)) if region.kind != "node" else []
     if rows is not None and rows.source in found:
@@ -139,13 +139,19 @@ def _best(work: Workspace, region: Region, found: Mapping[str, RowGain]) -> RowG
 
 
 def _through_region(work: Workspace, region: Region, found: Mapping[str, RowGain]) -> RowGain | None:
-    return _best(work, region, found) if region.entries[0] in found else None
+    """Gains of the exit of a region; None if it does not move."""
+    if region.entries[0] not in found:
+        return None
+    # A finite gain of the region behind an infinite one is no bound, and what is left out of ``found`` would count as still.
+    return _best(work, region, found) or RowGain(INFINITE, INFINITE, False, False)
 
 
 def _through_node(work: Workspace, node: Node, k: int, found: Mapping[str, RowGain]) -> RowGain | None:
     """Gains of output ``k`` of one node; None if it does not move."""
     site = work.sites[node.name]
     reached = [i for i in work.moving(node) if node.inputs[i] in found]
+    if not reached:
+        return None
     if not reached:
         return None
     flat, row = ZERO, ZERO

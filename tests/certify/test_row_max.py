@@ -133,3 +133,31 @@ def test_the_report_names_the_rule(head: str, tmp_path: Path) -> None:
     text = " ".join(holds_for(lipaudit.audit(path, measure=False)))
     assert ("every sequence length" in text) is (head == "first")
     assert ("the rule largest rows" in text) is (head == "first")
+
+
+@pytest.mark.parametrize("before", ["Sqrt", "Exp"])
+@pytest.mark.parametrize("added", [False, True])
+def test_no_gain_behind_an_unbounded_one(before: str, added: bool) -> None:
+    """What reaches the attention has no constant, so neither has the sum: an unknown gain is not a gain of zero."""
+    model = Attention(2, tokens=5).model()
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["h" if name == "x" else name for name in node.input]
+    nodes = [helper.make_node("Abs", ["x"], ["size"]), helper.make_node(before, ["size"], ["h"]), *graph.node]
+    if added:
+        nodes.append(helper.make_node("Add", ["y", "x"], ["z"]))
+        graph.output[0].name = "z"
+    del graph.node[:]
+    graph.node.extend(nodes)
+    assert certificate(model).headline.status == "unbounded"
+
+
+def test_rows_of_another_source_beside_each_other() -> None:
+    """A value that one source does not reach is not moved by it, whatever reads it."""
+    model = Attention(2, tokens=5).model()
+    model.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2, 6]) for name in "uv")
+    model.graph.node.extend([helper.make_node("Concat", ["u", "v"], ["w"], axis=1), helper.make_node("Concat", ["y", "w"], ["z"], axis=1)])
+    model.graph.output[0].name = "z"
+    found = certificate(model)
+    assert found.matrix["u", "z"].slope == Upper(1)
+    assert found.headline.slope >= found.matrix["x", "z"].slope

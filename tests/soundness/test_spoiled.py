@@ -1,7 +1,7 @@
 """What has no constant, or jumps, in front of a network must show in the certificate of the whole, whatever recognised block comes next.
 
-``N(s(x) + x)`` and ``(N(s(x)), x)`` for every sample network ``N`` and a map ``s`` that is not Lipschitz on all reals, or jumps: what is not
-known of one path must not be lost where another path is known.
+``N(s(x) + x)`` and ``(N(s(x)), x)`` for every sample network ``N`` and a map ``s`` that is not Lipschitz on all reals, or jumps: what is
+not known of one path must not be lost where another path is known.
 """
 
 from __future__ import annotations

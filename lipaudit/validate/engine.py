@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.graph.export import to_model
-from lipaudit.validate.adjoints import Derivative, NoDerivative, jvp, vjp
+from lipaudit.graph.ir import Graph
+from lipaudit.validate.adjoints import Derivative, NoDerivative, jvp, spelled, vjp
 from lipaudit.validate.problem import Problem
 from lipaudit.validate.session import Deadline, Session
 
@@ -46,7 +47,8 @@ class Engine:
         self.problem = problem
         self.deadline = deadline
         names = [part.name for part in problem.parts]
-        self._graph = problem.graph
+        lowered = spelled(problem.graph, names, problem.outputs, problem.fixed) if derivatives else None
+        self._graph = problem.graph if lowered is None else lowered.graph
         self.spent = 0.0
         self.why_no_derivative = ""
         self._vjp: Derivative | None = None
@@ -55,7 +57,9 @@ class Engine:
             try:
                 self._vjp = vjp(self._graph, names, problem.outputs)
             except NoDerivative as error:
-                self.why_no_derivative = str(error)
+                self.why_no_derivative = self._reason(str(error), {} if lowered is None else lowered.reasons)
+                # Without derivatives the operators run as they are.
+                self._graph = problem.graph
         shapes = [self._graph.value(name).shape or () for name in problem.outputs]
         ends = np.cumsum([0, *(prod(shape) for shape in shapes)])
         self.places = {name: slice(int(a), int(b)) for name, a, b in zip(problem.outputs, ends[:-1], ends[1:], strict=True)}
@@ -80,6 +84,22 @@ class Engine:
             self.why_no_derivative = f"onnxruntime refuses the derivative: {error}"
             self._vjp = self._jvp = self._vjp_session = self._jvp_session = None
         self.device = self._session.device
+
+    @staticmethod
+    def _reason(complaint: str, reasons: Mapping[str, str]) -> str:
+        """Why there is no derivative, with what kept the operator from being spelled out."""
+        why = next((text for name, text in reasons.items() if f"{name!r}" in complaint or not name), "")
+        return f"{complaint}: {why}" if why else complaint
+
+    @property
+    def spelled_out(self) -> bool:
+        """True if the search runs a graph in which compound operators are spelled out."""
+        return self._graph is not self.problem.graph
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that the search runs; it has the values of the problem's graph, fewer fixed inputs, and perhaps more values."""
+        return self._graph
 
     @property
     def differentiable(self) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.graph.export import to_model
+from lipaudit.graph.ir import Graph
 from lipaudit.validate.adjoints import NoDerivative, vjp
 from lipaudit.validate.problem import Problem
 from lipaudit.validate.session import Deadline, Session
@@ -81,13 +82,17 @@ def _significant(x: float) -> float:
     return float(f"{x:.3g}")
 
 
-def profile(problem: Problem, names: Sequence[str], points: int, seed: Sequence[int], device: str, deadline: Deadline) -> Profile:
+def profile(
+    problem: Problem, graph: Graph, names: Sequence[str], points: int, seed: Sequence[int], device: str, deadline: Deadline
+) -> Profile:
     """Run ``points`` typical inputs (the given ones first) forward and, where there are derivatives, random directions backward.
 
     Parameters
     ----------
+    graph
+        What to run: the problem's graph, or that graph with compound operators spelled out.
     names
-        Values of the problem's graph to look at.
+        Values of the problem's graph to look at (those that became constants in ``graph`` are left out).
     points
         How many inputs; two runs and :data:`_DIRECTIONS` backward probes each.
 
@@ -99,7 +104,7 @@ def profile(problem: Problem, names: Sequence[str], points: int, seed: Sequence[
         If onnxruntime fails.
     """
     found = Profile()
-    graph = problem.graph
+    names = [name for name in names if name in graph.producer]
     sources = [part.name for part in problem.parts]
     try:
         derivative = vjp(graph, sources, problem.outputs, inner=names)

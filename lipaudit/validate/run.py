@@ -180,7 +180,7 @@ class _Validation:
         points = int(max(1, min(_PROFILE_POINTS, _PROFILE_SHARE * total / 8)))
         exits = list(dict.fromkeys(leave for _, _, leave in self.regions if leave in self._taps()))
         with contextlib.suppress(RuntimeError):
-            self.flow = profile(self.problem, exits, points, (self.seed, 5), self.device, self.search_limit)
+            self.flow = profile(self.problem, self.engine.graph, exits, points, (self.seed, 5), self.device, self.search_limit)
 
     def _facts(self, settler: Settler) -> dict[str, Mapping[str, Mapping[str, Any]]]:
         errors = settler.confirmer.errors

@@ -10,11 +10,12 @@ import onnx
 from numpy.typing import NDArray
 
 from lipaudit.graph.ir import Graph, Node
-from lipaudit.validate.adjoints import contraction, elementwise, movement, normalization, pooling, reduction
+from lipaudit.validate.adjoints import contraction, elementwise, movement, normalization, pooling, quantization, reduction
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
 from lipaudit.validate.exact import NotExact
+from lipaudit.validate.lowering import Lowered, lower
 
-__all__ = ["FLAT", "RULES", "Derivative", "jvp", "vjp"]
+__all__ = ["FLAT", "RULES", "Derivative", "jvp", "spelled", "vjp"]
 
 RULES: Mapping[str, Rule] = {
     **contraction.RULES,
@@ -22,6 +23,7 @@ RULES: Mapping[str, Rule] = {
     **movement.RULES,
     **normalization.RULES,
     **pooling.RULES,
+    **quantization.RULES,
     **reduction.RULES,
 }
 
@@ -74,6 +76,24 @@ def _leading(graph: Graph, outputs: Sequence[str]) -> set[str]:
         if any(name in leading for name in node.outputs):
             leading.update(name for name in node.inputs if name)
     return leading
+
+
+def spelled(graph: Graph, sources: Sequence[str], outputs: Sequence[str], fixed: Mapping[str, NDArray[Any]]) -> Lowered:
+    """``graph`` with the nodes between ``sources`` and ``outputs`` that have no rule here spelled in nodes that have one, where possible.
+
+    ``fixed`` are values of inputs that never change. The graph itself where all nodes have rules.
+    """
+    _, nodes = _active(graph, sources, outputs)
+    active = {node.name for node in nodes}
+    moving = _moving(graph, sources)
+
+    def known(node: Node) -> bool:
+        # New nodes stand in place of active ones; of the others only those that nothing moves are left alone.
+        idle = node.name not in active and not any(name in moving for name in node.inputs) and node.name in original
+        return idle or (not node.domain and (node.op in FLAT or (node.op in RULES and normalization.plain_attention(node))))
+
+    original = {node.name for node in graph.nodes}
+    return lower(graph, known, fixed)
 
 
 def _local(b: Builder, node: Node) -> Local:

@@ -8,11 +8,12 @@ from math import prod
 
 import numpy as np
 
+from lipaudit.graph.ir import Node
 from lipaudit.operators.base import Site
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
 from lipaudit.validate.exact.normalization import ATTENTION_ATTRIBUTES
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "plain_attention"]
 
 
 def _standardise(
@@ -168,16 +169,19 @@ class _Heads:
         return b.node("Squeeze", self.probe(b, lifted), b.ints(0))
 
 
+def plain_attention(node: Node) -> bool:
+    """False for an Attention with past keys, a soft cap or extra outputs, which onnx's own body spells out."""
+    if node.op != "Attention":
+        return True
+    extra = any(node.inputs[4:]) or any(node.outputs[1:])
+    return not (extra or node.attrs.get("softcap", 0.0) or set(node.attrs) - ATTENTION_ATTRIBUTES)
+
+
 def _attention(b: Builder, site: Site) -> Local:
-    if any(site.has(i) for i in range(4, len(site.inputs))) or any(site.node.outputs[1:]):
-        raise NoDerivative("Attention with past keys or extra outputs")
-    unknown = set(site.node.attrs) - ATTENTION_ATTRIBUTES
-    if unknown:
-        raise NoDerivative(f"Attention with {sorted(unknown)[0]}")
+    if not plain_attention(site.node):
+        raise NoDerivative("Attention with past keys, a soft cap or extra outputs")
     if site.has(3) and site.moving[3]:
         raise NoDerivative("Attention with a moving bias")
-    if site.attr("softcap", 0.0):
-        raise NoDerivative("Attention with softcap")
     q_heads, kv_heads = site.attr("q_num_heads"), site.attr("kv_num_heads")
     query = _Heads(site.shape(0), q_heads)
     key = _Heads(site.shape(1), kv_heads)

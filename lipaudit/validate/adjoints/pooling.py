@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
+from onnx import TensorProto
 
 from lipaudit.operators.base import Site
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, Rule
@@ -24,8 +25,11 @@ def _max_pool(b: Builder, site: Site) -> Local:
     def indices() -> str:
         """Flat places of the maxima, ``[1, count]``."""
         if not found:
+            value, x = site.inputs[0], b.primal(site.node.inputs[0])
+            if value is not None and not value.is_float:
+                x = b.node("Cast", x, to=TensorProto.FLOAT)
             _, where = b.nodes_of(
-                "MaxPool", [b.primal(site.node.inputs[0])], 2, kernel_shape=list(window.kernel), strides=list(window.strides),
+                "MaxPool", [x], 2, kernel_shape=list(window.kernel), strides=list(window.strides),
                 dilations=list(window.dilations), pads=[*window.before, *declared], ceil_mode=int(site.attr("ceil_mode", 0)),
             )  # fmt: skip
             found.append(b.node("Reshape", where, b.ints(1, count)))

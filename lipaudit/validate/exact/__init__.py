@@ -5,6 +5,6 @@ onnxruntime has no double kernel for Conv, Erf and many others; here convolution
 """
 
 from lipaudit.validate.exact.call import NotExact
-from lipaudit.validate.exact.evaluator import Evaluator
+from lipaudit.validate.exact.evaluator import Evaluator, evaluated
 
-__all__ = ["Evaluator", "NotExact"]
+__all__ = ["Evaluator", "NotExact", "evaluated"]

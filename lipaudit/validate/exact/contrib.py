@@ -9,6 +9,7 @@ import numpy as np
 from lipaudit.validate.exact.call import Array, Call, Operator
 from lipaudit.validate.exact.elementwise import gelu_erf, gelu_tanh, sigmoid
 from lipaudit.validate.exact.normalization import standardise
+from lipaudit.validate.exact.recurrent import dynamic_quantize_lstm
 
 __all__ = ["OPERATORS"]
 
@@ -42,6 +43,7 @@ def _skip_layer(call: Call, *, centre: bool) -> tuple[Array, ...]:
 
 OPERATORS: Mapping[str, Operator] = {
     "BiasGelu": lambda call: gelu_erf(_with_bias(call)),
+    "DynamicQuantizeLSTM": dynamic_quantize_lstm,
     "FastGelu": lambda call: gelu_tanh(_with_bias(call)),
     "FusedMatMul": _fused_matmul,
     "Gelu": lambda call: gelu_erf(call.x()),

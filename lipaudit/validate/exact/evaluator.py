@@ -14,7 +14,7 @@ from lipaudit.validate.exact import contrib, elementwise, linear, movement, norm
 from lipaudit.validate.exact.call import Array, Call, NotExact, Operator, is_float
 from lipaudit.validate.exact.reference import reference
 
-__all__ = ["OPERATORS", "Evaluator"]
+__all__ = ["OPERATORS", "Evaluator", "evaluated"]
 
 OPERATORS: Mapping[str, Operator] = {
     **elementwise.OPERATORS,
@@ -28,6 +28,11 @@ OPERATORS: Mapping[str, Operator] = {
 }
 # Constants above this many elements are converted anew at each use: the copies would not fit beside the model.
 _CACHED_ELEMENTS = 4_000_000
+
+
+def evaluated(node: Node) -> bool:
+    """Whether :class:`Evaluator` knows the kind of a node: all of the standard domain (onnx.reference stands behind), some others."""
+    return node.domain in {"", "ai.onnx"} or (node.domain == "com.microsoft" and node.op in contrib.OPERATORS)
 
 
 class Evaluator:

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.lags import Lags, Peak
 from lipaudit.bounds.scalar import INFINITE, Lower, Upper
-from lipaudit.bounds.torus import Lags, Peak, Torus, candidates, grid_factor, scalar_sweep, sweep
+from lipaudit.bounds.sweep import scalar_sweep, sweep
+from lipaudit.bounds.torus import Torus, candidates, grid_factor
 from lipaudit.bounds.window import Axis, AxisForm
 
 __all__ = ["Symbol", "block_taps", "scalar_bounds", "symbol_norm"]
@@ -26,14 +28,14 @@ BUDGET = 60.0
 GRID_FROM = 2.0
 """Estimated seconds of a torus from which the image-independent grid is taken if it is smaller."""
 
-CHEAP = 0.3
+CHEAP = 0.15
 """Estimated seconds up to which several tori are swept for a small image."""
 
 GRID = "uniform grid of frequencies"
 """Name of the image-independent method."""
 
-TIE = 1e-3
-"""Scores (of squared norms) within this of the best are ties: the smallest torus of them is taken."""
+SIZE_PRICE = 0.05
+"""A torus with p % more frequencies must score this share of p % lower to be taken: scores of flat symbols are guesses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +164,14 @@ def _best(lags: Lags, options: Sequence[Torus], peaks: Sequence[Peak], slack: fl
             factor = grid_factor(counts, grid.sizes)
             return found.square * factor * factor, {**found.evidence, "factor": factor.decimal(8)}, GRID, found.peak
     scored = [(float(np.max(lags.scores(torus, torus.frequencies(), polynomials))), torus) for torus in options]
-    least = min(score for score, _ in scored)
-    ties = [torus for score, torus in scored if score <= least * (1 + TIE)]
-    chosen = [min(ties, key=lambda torus: math.prod(torus.sizes))]
+    fewest = math.prod(options[0].sizes)
+    chosen = [min(scored, key=lambda item: item[0] * (1 + SIZE_PRICE * (math.prod(item[1].sizes) / fewest - 1)))[1]]
     if cost <= CHEAP and min(size for size in options[0].sizes if size > 1) <= 18:
         chosen += [torus for _, torus in sorted(scored, key=lambda item: item[0])[:3]]
         chosen += [torus for torus in options if not any(torus.twists)][:1]
     best: tuple[Upper, dict[str, Any], str, Peak] = (INFINITE, {}, "no torus could be proved", peaks[0])
     for torus in dict.fromkeys(chosen):
-        found = sweep(lags, torus, polynomials, slack)
+        found = sweep(lags, torus, polynomials, slack, float(best[0]))
         if found is not None and found.square < best[0]:
             best = (found.square, found.evidence, "twisted torus", found.peak)
     return best

@@ -16,7 +16,7 @@ from scipy.linalg import svdvals
 from lipaudit.bounds.dense import dense_norm
 from lipaudit.bounds.kernels import dsyrk
 from lipaudit.bounds.threads import single_threaded
-from tests.benchmarks.ratios import Ratio, Shortfall, fastest, judge
+from tests.benchmarks.ratios import Ratio, fastest, holding, judge
 
 # Asked of every matrix: norm at most `limit` times one dsyrk, at least `svd` times faster than svdvals.
 CASES = {
@@ -26,7 +26,8 @@ CASES = {
     "768x3072": (768, 3072, 1.6, 6.0),
     "50000x768": (50000, 768, 1.6, 6.0),
 }
-SHORT: dict[str, dict[str, Shortfall]] = {}
+# By case and ratio: what is held where the promise is not kept, and why. This list only shrinks.
+SHORT: dict[str, dict[str, tuple[float, str]]] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_dense(benchmark: BenchmarkFixture, name: str) -> None:
         Ratio("svdvals / time", values / times["own"], svd, ">="),
         Ratio("slack over the lower bound", float(found.upper) / float(found.lower) - 1, 1e-6),
     ]
-    judge(benchmark, f"dense {name}", ratios, SHORT.get(name))
+    judge(benchmark, f"dense {name}", *holding(ratios, SHORT.get(name, {})))
 
 
 @pytest.mark.parametrize("shape", [(2048, 2048), (20000, 512)])
@@ -70,4 +71,4 @@ def test_memory_over_the_weight(benchmark: BenchmarkFixture, shape: tuple[int, i
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     allowed = 8 * n * n + 4 * n * n + (64 << 20)
-    judge(benchmark, f"dense {shape[0]}x{shape[1]} float32", [Ratio("peak bytes / (Gram + half Gram + 64 MB)", peak / allowed, 1.0)])
+    judge(benchmark, f"dense {shape[0]}x{shape[1]} float32", Ratio("peak bytes / (Gram + half Gram + 64 MB)", peak / allowed, 1.0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lipaudit.bounds import conv, symbol, torus
+from lipaudit.bounds import conv, lags, symbol, torus
 from lipaudit.bounds.conv import Convolution, TransposedConvolution
 from lipaudit.bounds.scalar import INFINITE
 from lipaudit.bounds.torus import Torus, grid_factor
@@ -186,10 +186,10 @@ def test_wrong_starts_cost_time_not_soundness(monkeypatch: pytest.MonkeyPatch) -
     operator = Convolution(weight, (6, 6), pads=((1, 1), (1, 1)))
     true = spectral_from_below(conv_matrix(weight, (6, 6), (6, 6), (1, 1), (1, 1), ((1, 1), (1, 1)), 1))
     for factor in (1e-9, 0.3, 0.9):
-        original = torus.Lags.scores
-        monkeypatch.setattr(torus.Lags, "scores", lambda self, t, p, k, f=factor, call=original: f * call(self, t, p, k)[::-1])
-        ritz = torus.Lags.ritz
-        monkeypatch.setattr(torus.Lags, "ritz", lambda self, gram, f=factor, call=ritz: (f * call(self, gram)[0], call(self, gram)[1]))
+        original = lags.Lags.scores
+        monkeypatch.setattr(lags.Lags, "scores", lambda self, t, p, k, f=factor, call=original: f * call(self, t, p, k)[::-1])
+        ritz = lags.Lags.ritz
+        monkeypatch.setattr(lags.Lags, "ritz", lambda self, gram, f=factor, call=ritz: (f * call(self, gram)[0], call(self, gram)[1]))
         assert exact(operator.norm("l2").upper) >= Fraction(true)
         monkeypatch.undo()
         monkeypatch.setattr(conv, "DENSE_SIDE", 0)
@@ -230,7 +230,7 @@ def test_cosine_table_is_within_its_stated_error() -> None:
 
     for half in (1, 2, 3, 4, 7, 57, 58, 97, 360, 3306):
         turns = np.arange(-half, 5 * half, max(1, half // 50), dtype=np.int64)
-        cos, sin = torus._cosines(turns, half), torus._sines(turns, half)
+        cos, sin = torus.cosines(turns, half), torus.sines(turns, half)
         for k, c, s in zip(turns.tolist(), cos, sin, strict=True):
             angle = arb(k) / arb(half)
             assert abs(float(arb(float(c)) - (angle * arb.pi()).cos())) <= 8 * 2.0**-53

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lipaudit.certify.methods.attention import attention_block
+from lipaudit.certify.methods.averaged import averaged_layers
 from lipaudit.certify.methods.chain import normalized_chain
 from lipaudit.certify.methods.gated import gated_product
 from lipaudit.certify.methods.workspace import Proposal, Workspace
@@ -15,7 +16,7 @@ from lipaudit.topology import Region
 
 __all__ = ["Proposal", "Workspace", "proposals"]
 
-_METHODS: tuple[Callable[..., Proposal | None], ...] = (attention_block, normalized_chain, gated_product)
+_METHODS: tuple[Callable[..., Proposal | None], ...] = (attention_block, normalized_chain, gated_product, averaged_layers)
 
 
 def proposals(work: Workspace, region: Region, *, behind: bool = False) -> list[Proposal]:

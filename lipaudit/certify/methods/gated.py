@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.scalar import ONE, Upper
+from lipaudit.certify.methods.channels import channel_ends, row_path
 from lipaudit.certify.methods.enclosed import Enclosed
-from lipaudit.certify.methods.heads import lines_of, path_of, rows_read
+from lipaudit.certify.methods.heads import rows_read
 from lipaudit.certify.methods.layout import Layout, follow
 from lipaudit.certify.methods.rows import Rows, rows_behind
 from lipaudit.certify.methods.stack import Block, weighted_stack
@@ -141,28 +142,19 @@ def _factor(work: Workspace, rows: Rows, found: dict[str, Layout], name: str, wi
             return None
         inner = activation.inputs[0]
     layout = found.get(inner)
-    if layout is None or shape is None or layout.shape != shape or len(layout.terms) != 1 or layout.base.groups:
+    if layout is None or shape is None or layout.shape != shape:
         return None
-    line = lines_of(layout.reshaped(1, -1, shape[-1]), width)
-    path = path_of(line, [0], width) if line is not None else None
-    if line is None or path is None or path.turned or path.normalized:
+    read = row_path(layout, width)
+    if read is None:
         return None
+    path, tokens = read
     merged = rows.through(path.weight)
-    centre, error = rows.centre(path.weight)
-    # The interval of W x channel by channel: the ball of the rows and what is known of the value.
-    lengths = np.sqrt(np.sum(merged.array**2, axis=1)) * (1 + (width + 8) * 2.0**-52) + float(merged.error) + 1e-150
-    reach = lengths * float(rows.radius) * (1 + 2.0**-50) + error + path.slack
-    middle = path.constant + centre
-    reach = reach + 2.0**-50 * np.max(np.abs(middle), axis=0)
-    low, high = np.min(middle, axis=0) - reach, np.max(middle, axis=0) + reach
-    known = work.ranges.get(inner)
-    if known is not None:
-        axes = tuple(range(len(shape) - 1))
-        lo, hi = known.full()
-        low, high = np.maximum(low, np.min(lo, axis=axes)), np.minimum(high, np.max(hi, axis=axes))
-    high = np.maximum(low, high)
+    ends = channel_ends(work, inner, path, merged, rows)
+    if ends is None:
+        return None
+    low, high = ends
     if activation is None:
-        return _Factor(path.weight, merged, np.maximum(np.abs(low), np.abs(high)), ONE, line.tokens)
+        return _Factor(path.weight, merged, np.maximum(np.abs(low), np.abs(high)), ONE, tokens)
     rule, site = work.rules[activation.name], work.sites[activation.name]
     assert rule is not None
     before = [Range(shape, low, high), *([None] * (len(activation.inputs) - 1))]
@@ -170,4 +162,4 @@ def _factor(work: Workspace, rows: Rows, found: dict[str, Layout], name: str, wi
     if not isinstance(gain, Finite) or not gain.offset.is_zero or not after.is_bounded:
         return None
     sizes = np.array(np.broadcast_to(after.magnitudes(), (*shape[:-1], shape[-1])).reshape(-1, shape[-1]).max(axis=0))
-    return _Factor(path.weight, merged, sizes, gain.slope, line.tokens)
+    return _Factor(path.weight, merged, sizes, gain.slope, tokens)

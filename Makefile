@@ -12,7 +12,7 @@ export OMP_NUM_THREADS      ?= 1
 export UV_PROJECT_ENVIRONMENT := .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock demo test lint types bench soak mutants table format samples wheel clean
+.PHONY: help env lock demo test lint types bench soak mutants table format samples studies wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
@@ -64,6 +64,9 @@ table: $(ENV)  ## rewrite docs/operators.md from the catalogue
 
 samples: $(ENV)  ## rebuild samples/models
 	$(BIN)/python samples/build_all.py
+
+studies: $(ENV)  ## random networks with known gains: writes docs/studies.md and its pictures
+	cd samples && ../$(BIN)/python -m studies
 
 wheel: $(ENV)  ## build the wheel and the source distribution into dist/
 	$(UV) build --quiet --out-dir dist

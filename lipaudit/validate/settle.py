@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,10 @@ __all__ = ["Settler"]
 
 Floats = NDArray[np.float64]
 
-# Fractions of the candidate's step at which a local slope is tried; the first that keeps it wins.
-_FRACTIONS = (1.0, 0.1, 10.0)
+# Fractions of the candidate's step at which a local slope is tried: smaller ones for as long as they prove more (a slope may hold in a tiny
+# piece only), the large one where the first proves nothing.
+_FRACTIONS = (1.0, 0.1, 0.01, 1e-3, 1e-4)
+_LARGE = 10.0
 
 
 @dataclass
@@ -36,15 +38,18 @@ class Settler:
             if used >= share or candidate.gain <= best:
                 break
             top = 0.0
-            for x, y in self._pairs(view, candidate):
+            for fraction in _FRACTIONS if candidate.local else (1.0,):
                 if used >= share:
                     break
                 used += 1
-                found = self.prove(x, y, candidate.family, sources, exits)
+                found = self.prove(*self._pair(view, candidate, fraction), candidate.family, sources, exits)
+                if found is None and fraction == 1.0 and candidate.local:
+                    used += 1
+                    found = self.prove(*self._pair(view, candidate, _LARGE), candidate.family, sources, exits)
                 value = 0.0 if found is None else float(found.lower)
-                if value < top:
+                if value <= top:
                     break
-                top, best = max(top, value), max(best, value)
+                top, best = value, max(best, value)
                 if value >= 0.999 * candidate.gain:
                     break
 
@@ -71,9 +76,8 @@ class Settler:
             if i % 2:
                 noise = rng.standard_normal(step.size)
                 step = noise * (np.linalg.norm(step) / max(float(np.linalg.norm(noise)), 1e-300))
-            for x, y in self._pairs(view, Candidate(candidate.gain, candidate.point, step, candidate.family, local=True)):
-                self.prove(x, y, candidate.family, (), ())
-                break
+            local = Candidate(candidate.gain, candidate.point, step, candidate.family, local=True)
+            self.prove(*self._pair(view, local, 1.0), candidate.family, (), ())
 
     def best(self, sources: Sequence[str], exits: Sequence[str], *, held: Sequence[str] = ()) -> tuple[Proof, Quotient] | None:
         """The proof with the largest gain from ``sources`` to ``exits`` among the pairs that agree on ``held``."""
@@ -86,21 +90,20 @@ class Settler:
                 found = proof, quotient
         return found
 
-    def _pairs(self, view: View, candidate: Candidate) -> Iterator[tuple[Floats, Floats]]:
+    @staticmethod
+    def _pair(view: View, candidate: Candidate, fraction: float) -> tuple[Floats, Floats]:
         problem = view.engine.problem
         if not candidate.local:
-            yield candidate.point, view.move(candidate.point, candidate.step)
-            return
-        for fraction in _FRACTIONS:
-            half = np.zeros(problem.size)
-            half[view.inputs] = candidate.step * (0.5 * fraction)
-            # Away from the faces, so that neither end is cut off.
-            lo, hi = problem.lo + np.abs(half), problem.hi - np.abs(half)
-            middle = np.where(lo <= hi, np.minimum(np.maximum(candidate.point, lo), hi), candidate.point)
-            outside = np.ones(problem.size, dtype=np.bool_)
-            outside[view.inputs] = False
-            middle[outside] = candidate.point[outside]
-            yield problem.clip(middle - half), problem.clip(middle + half)
+            return candidate.point, view.move(candidate.point, candidate.step)
+        half = np.zeros(problem.size)
+        half[view.inputs] = candidate.step * (0.5 * fraction)
+        # Away from the faces, so that neither end is cut off.
+        lo, hi = problem.lo + np.abs(half), problem.hi - np.abs(half)
+        middle = np.where(lo <= hi, np.minimum(np.maximum(candidate.point, lo), hi), candidate.point)
+        outside = np.ones(problem.size, dtype=np.bool_)
+        outside[view.inputs] = False
+        middle[outside] = candidate.point[outside]
+        return problem.clip(middle - half), problem.clip(middle + half)
 
     def prove(self, x: Floats, y: Floats, family: str, sources: Sequence[str], exits: Sequence[str]) -> Quotient | None:
         """Confirm one pair and remember it; None if it proves nothing for ``sources`` and ``exits``. Raises OutOfTime."""

@@ -63,6 +63,7 @@ def assemble(
         derivation=list(certificate.steps),
         provenance=_provenance(catalogue, options, seen),
         user_rules=[str(path) for path in catalogue.user_files],
+        local_gains=_local(seen, certificate.headline),
         contradictions=[] if seen is None else _contradictions(topology, certificate, seen),
     )
 
@@ -85,6 +86,17 @@ def _contradictions(topology: Topology, certificate: Certificate, seen: Measurem
             offset = "" if bound.offset.is_zero else f" (and an offset of {bound.offset.decimal()})"
             found.append(records.Contradiction(where, bound.slope.decimal(17) + offset, measurement.lower.decimal(17)))
     return found
+
+
+def _local(seen: Measurements | None, bound: Bound) -> records.LocalGains | None:
+    found = None if seen is None else seen.local
+    if found is None:
+        return None
+    estimate = found.estimate
+    # An estimate that a certificate refutes is no help.
+    if estimate is not None and bound.status == "finite" and bound.offset.is_zero and estimate > float(bound.slope):
+        estimate = None
+    return records.LocalGains(found.points, found.quantiles, estimate, found.batches)
 
 
 def _label(topology: Topology, name: str) -> str:

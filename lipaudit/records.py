@@ -11,8 +11,9 @@ from typing import Any, Literal
 import msgspec
 
 __all__ = [
-    "Audit", "Certified", "Cited", "Contradiction", "Domain", "Finding", "InputBox", "MatrixEntry", "Measured", "Model", "OperatorUse",
-    "Provenance", "ReasonRecord", "Region", "Severity", "Skipped", "Step", "TensorType",
+    "Audit", "Certified", "Cited", "Contradiction", "Domain", "Finding", "InputBox", "LocalGains", "MatrixEntry",
+    "Measured", "Model", "OperatorUse", "Provenance", "ReasonRecord", "Region", "Severity", "Skipped", "Step",
+    "TensorType",
 ]  # fmt: skip
 
 Status = Literal["finite", "unbounded", "unknown"]
@@ -98,6 +99,20 @@ class Measured(Record, frozen=True):
     method: str = ""
     witness: dict[str, Any] = {}
     reason: str = ""
+
+
+class LocalGains(Record, frozen=True):
+    """How much small changes of typical inputs are amplified: norms of the Jacobian at ``points`` of them, as float32 gives them.
+
+    ``quantiles`` by share of the points ("0.1", "0.5", "0.9", "1"). ``estimate`` is where an extreme value distribution, fitted to the
+    largest gains of ``batches`` batches, ends: an estimate of the largest local gain, not a bound; null where the fit has no end, or
+    one above what is certified.
+    """
+
+    points: int
+    quantiles: dict[str, float]
+    estimate: float | None = None
+    batches: int = 0
 
 
 class MatrixEntry(Record, frozen=True):
@@ -236,3 +251,4 @@ class Audit(Record, frozen=True):
     provenance: Provenance
     user_rules: list[str] = []
     contradictions: list[Contradiction] = []
+    local_gains: LocalGains | None = None

@@ -34,7 +34,7 @@ def judge(
     """Findings of all stable guidelines, most severe first, then in the order of the graph.
 
     ``select`` and ``ignore`` are codes or prefixes of codes; a preview guideline runs only if it is selected by its full code.
-    ``measured`` holds facts that only a run can tell, by path of the region and namespace.
+    ``measured`` holds facts that only a run can tell, by path of the region ("" for the model) and namespace.
     A condition over a fact that is null is not evaluated, and does not fire.
     """
     guidelines = _chosen(load_guidelines(rules), select, ignore)

@@ -40,14 +40,14 @@ def subjects(
 ) -> Iterator[Subject]:
     """All subjects: the model first, then regions in tree order, nodes in graph order, tensors by name.
 
-    ``measured`` adds facts of regions, by path.
+    ``measured`` adds facts of regions, by path; those of the model under ``""``.
     """
     weights = weight_facts(topology.graph)
     model = _model(topology, certificate, catalogue, weights)
     root = topology.root
     whole = {"path": root.path, "kind": root.kind, "nodes": len(root.nodes), "status": certificate.headline.status}
     whole |= {"log10_gain": _log10(certificate.headline.slope), **root.facts.get("region", {})}
-    yield Subject("model", "", "", {"model": model, "region": whole})
+    yield Subject("model", "", "", {"model": model, "region": whole, **measured.get("", {})})
     if "run_without_shortcut" in whole:
         yield Subject("region", root.path, "", {"model": model, "region": whole})
     place: dict[str, str] = {}

@@ -163,6 +163,7 @@ def _content(audit: Audit) -> dict[str, Any]:
         "notes": sentences.holds_for(audit),
         "contributions": sentences.contributions(audit),
         "gap": _sentence(sentences.gap(audit)),
+        "local": sentences.local(audit),
         "interval": charts.interval(audit),
         "gains": charts.gains(chart_regions),
         "gains_left": chart_left,

@@ -15,6 +15,7 @@ __all__ = [
     "headline",
     "holds_for",
     "label",
+    "local",
     "measured",
     "places",
     "short_certified",
@@ -98,6 +99,20 @@ def gap(audit: Audit) -> str:
     if apart < 1:
         return f"the true constant lies between the two numbers, which are a factor of {10**apart:.3g} apart"
     return f"the true constant lies between the two numbers, which are a factor of 10^{apart:.2f} apart"
+
+
+def local(audit: Audit) -> str:
+    """The local gains at typical inputs in one sentence; empty if there are none."""
+    found = audit.local_gains
+    if found is None:
+        return ""
+    middle, high, top = (amount(f"{found.quantiles[share]:g}") for share in ("0.5", "0.9", "1"))
+    text = f"at {found.points} typical inputs a small change is amplified {middle} times (median), "
+    text += f"at most {high} times at nine in ten of them and {top} times at any of them"
+    if found.estimate is not None:
+        end = amount(f"{found.estimate:g}")
+        text += f"; an extreme value fit puts the largest such gain near {end} (an estimate from a sample, not a bound)"
+    return text
 
 
 def contributions(audit: Audit) -> str:

@@ -68,9 +68,11 @@ def _numbers(audit: Audit, paint: _Paint) -> Iterator[str]:
     if len(notes) > _NOTES:
         yield from _labelled("", f"and {len(notes) - _NOTES} more, in the JSON report", paint)
     yield from _labelled("Measured", sentences.measured(audit.measured) + _how(audit.measured), paint)
-    gap = sentences.gap(audit)
+    gap, local = sentences.gap(audit), sentences.local(audit)
     if gap:
         yield from _labelled("Between", gap, paint)
+    if local:
+        yield from _labelled("Typically", local, paint)
 
 
 def _how(found: Measured) -> str:

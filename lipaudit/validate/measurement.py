@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lipaudit import records
 from lipaudit.bounds.scalar import Lower, Upper
+from lipaudit.validate.local import LocalGains
 
 __all__ = ["Measurement", "Measurements", "Stopped", "not_measured", "to_record"]
 
@@ -57,7 +58,8 @@ class Measurements:
     ``matrix`` is keyed by (source value, output), the other sources held; ``regions`` by path. ``witness_arrays`` holds
     the headline pair as ``"x:NAME"`` and ``"y:NAME"`` for every source, and the fixed inputs as ``"fixed:NAME"``;
     ``witness_errors`` what the confirmation had seen of each output when it came to that pair. ``stopped`` says what ended the search
-    early, if anything did. ``facts`` are those of regions at typical inputs, by path and namespace.
+    early, if anything did. ``facts`` are those of regions at typical inputs, by path and namespace ("" is the whole model); ``local``
+    are the local gains there.
     """
 
     headline: Measurement
@@ -68,6 +70,7 @@ class Measurements:
     stopped: Stopped = ""
     witness_errors: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    local: LocalGains | None = None
 
 
 def not_measured(reason: str, *, device: str = "", method: str = "") -> Measurement:

@@ -20,6 +20,7 @@ from lipaudit.validate.confirm import Confirmer, Proof, Quotient
 from lipaudit.validate.direction import View
 from lipaudit.validate.engine import Engine
 from lipaudit.validate.interrupt import Interrupts
+from lipaudit.validate.local import POINTS, local_gains, summary
 from lipaudit.validate.measurement import Measurement, Measurements, Stopped, not_measured
 from lipaudit.validate.problem import Problem, prepare
 from lipaudit.validate.profile import Profile, profile
@@ -45,6 +46,9 @@ _CONFIRM_PAIRS = 16
 # Typical inputs of the profile at most, and the part of the evaluations that it may take.
 _PROFILE_POINTS = 8
 _PROFILE_SHARE = 0.05
+# The same for local gains, and what one of them costs in evaluations.
+_LOCAL_SHARE = 0.1
+_LOCAL_COST = 30.0
 
 
 def validate(
@@ -154,6 +158,7 @@ class _Validation:
     replay: tuple[Floats, Floats, Mapping[str, float]] | None
     cut_short: bool = False
     flow: Profile = field(default_factory=Profile)
+    local: list[float] = field(default_factory=list)
     engine: Engine = field(init=False)
 
     def run(self) -> Measurements:
@@ -172,8 +177,15 @@ class _Validation:
         if self.regions:
             self._guarded(lambda: self._profile(total))
             self._guarded(lambda: settler.explore(whole, [c for c, _ in headline.scouts], (self.seed, 3), self.pairs // 2))
+        self._guarded(lambda: self._local(whole, total))
         self._tell(1.0)
         return self._collect(settler, names, matrix)
+
+    def _local(self, view: View, total: float) -> None:
+        """Gains of the Jacobian at typical inputs, as many as a part of the evaluations pays for."""
+        if self.engine.differentiable:
+            points = int(min(POINTS, _LOCAL_SHARE * total / _LOCAL_COST))
+            local_gains(view, self.norm, points, (self.seed, 6), self.local)
 
     def _profile(self, total: float) -> None:
         """Typical inputs through the whole network. What onnxruntime refuses here costs the profile alone."""
@@ -185,7 +197,9 @@ class _Validation:
     def _facts(self, settler: Settler) -> dict[str, Mapping[str, Mapping[str, Any]]]:
         errors = settler.confirmer.errors
         found = {path: self.flow.facts(leave, errors.get(leave)) for path, _, leave in self.regions}
-        return {path: facts for path, facts in found.items() if facts}
+        local = summary(self.local)
+        whole: dict[str, Mapping[str, Mapping[str, Any]]] = {} if local is None else {"": {"local": local.facts()}}
+        return whole | {path: facts for path, facts in found.items() if facts}
 
     def _again(self, names: Sequence[str], x: Floats, y: Floats, errors: Mapping[str, float]) -> Measurements:
         """Evaluate one pair; nothing is searched."""
@@ -262,6 +276,7 @@ class _Validation:
             self._stopped,
             {} if found is None else found[0].errors,
             self._facts(settler),
+            summary(self.local),
         )
 
     def _region(self, settler: Settler, entries: Sequence[str], leave: str, reason: str) -> Measurement:

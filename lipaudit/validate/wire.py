@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from lipaudit.bounds.scalar import Lower, Upper
+from lipaudit.validate.local import LocalGains
 from lipaudit.validate.measurement import Measurement, Measurements, Stopped
 
 __all__ = ["receive", "send"]
@@ -40,7 +41,8 @@ class _Seen(msgspec.Struct, frozen=True):
     arrays: list[str]
     stopped: Stopped
     errors: dict[str, float]
-    facts: dict[str, dict[str, dict[str, float | int]]]
+    facts: dict[str, dict[str, dict[str, float | int | None]]]
+    local: LocalGains | None
 
 
 def send(found: Measurements, folder: Path) -> None:
@@ -56,6 +58,7 @@ def send(found: Measurements, folder: Path) -> None:
         found.stopped,
         dict(found.witness_errors),
         {path: {space: dict(group) for space, group in spaces.items()} for path, spaces in found.facts.items()},
+        found.local,
     )
     (folder / _RESULT).write_bytes(msgspec.json.encode(seen))
 
@@ -79,6 +82,7 @@ def receive(folder: Path) -> Measurements:
         seen.stopped,
         seen.errors,
         seen.facts,
+        seen.local,
     )
 
 

@@ -13,8 +13,8 @@ from lipaudit.judge.subjects import subjects
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.topology import recognise
 
-# Seen by a run only (lipaudit.validate.profile).
-MEASURED = {"flow", "activation"}
+# Seen by a run only (lipaudit.validate.profile and local).
+MEASURED = {"flow", "activation", "local"}
 
 
 def test_documented_facts_are_given_and_given_facts_documented(samples: Path) -> None:

@@ -13,6 +13,7 @@ from lipaudit.records import (
     Domain,
     Finding,
     InputBox,
+    LocalGains,
     MatrixEntry,
     Measured,
     Model,
@@ -189,6 +190,7 @@ def audit(**more: Any) -> Audit:
             {"norm": "l2", "effort": "normal", "dim": {}, "input": {"x": "0:1"}, "select": []},
         ),
     }
+    fields["local_gains"] = LocalGains(33, {"0.1": 1.2, "0.5": 2.5, "0.9": 7.04, "1": 9.5}, 12.3, 8)
     return Audit(**(fields | more))
 
 
@@ -247,6 +249,7 @@ def unbounded() -> Audit:
         domain=Domain("reals"),
         certified=bound,
         measured=Measured("not-measured", reason="the runtime refused the graph"),
+        local_gains=None,
         matrix=[],
         regions=[region("attn", "attention", None, None, bound=bound)],
         findings=[],

@@ -25,7 +25,7 @@ def test_a_chain_of_scaled_rotations() -> None:
     given = np.random.default_rng(2).standard_normal((5, 1, 8)).astype(np.float32)
     regions = [("first", ("x",), "m0"), ("second", ("a0",), "m1"), ("gone", ("x",), "nowhere")]
     facts = measure(graph, regions=regions, inputs={"x": given}).facts
-    assert set(facts) == {"first", "second"}
+    assert set(facts) == {"", "first", "second"}
     first, second = facts["first"], facts["second"]
     # Typical points are the five given ones and three draws; a rotation keeps the size of each.
     assert first["flow"]["backward_log10"] == pytest.approx(-1.0, abs=2e-3)

@@ -232,7 +232,7 @@ def _spectral(weight: Array, top: float, slack: float) -> VerifiedNorm:
     estimate, x = _estimate(gram, slack)
     rigorous, near = _from_below(scaled, x, float(frobenius))
     # The Rayleigh quotient in float64 is never too large; a Ritz value in float32 may be.
-    estimate = near * near if near * near >= estimate * (1 - 1e-6) else estimate
+    estimate = near * near if near > 0 else estimate
     lower = Lower(rigorous) * Lower.from_dyadic(1, exponent)
     free = [(frobenius * scale, "Frobenius norm")]
     if weight.size <= SMALL:
@@ -310,13 +310,11 @@ def _verify(scaled: _Scaled, gram: Floats, estimate: float, slack: float, square
     ceiling = float(square)
     estimate = estimate if estimate > 0 else ceiling / n
     floor = 4 * n * _UNIT
-    spare = n * n * n <= BLOCK * 256  # a copy of a small Gram matrix is cheaper than forming it again
-    kept = gram.copy(order="F") if spare else None
     step = max(1.98 * slack - float(allowance(estimate)) / estimate, floor)
     for tries in range(1, _TRIES + 1):
         t = estimate * (1 + step)
         if tries > 1:
-            gram = scaled.gram() if kept is None else kept.copy(order="F")
+            gram = scaled.gram()
         if factors(gram, t):
             return t, allowance(t), tries
         if t > ceiling:

@@ -187,7 +187,7 @@ class Lags:
         if slack < 1e-9 and gram.dtype == np.complex128:
             return largest(lambda x: zhemv(-1.0, gram, x, lower=1), self.side, dtype=np.complex128, steps=60, tolerance=slack / 4)
         single = gram.astype(np.complex64, copy=False)
-        value, x = largest(
+        _, x = largest(
             lambda x: chemv(-1.0, single, x, lower=1),
             self.side,
             dtype=np.complex64,
@@ -196,8 +196,6 @@ class Lags:
             residual=math.sqrt(slack),
         )
         vector = x.astype(np.complex128)
-        if gram.dtype == np.complex64:
-            return value, vector
         vector = vector / np.linalg.norm(vector)
         return float(np.real(np.vdot(vector, zhemv(-1.0, gram, vector, lower=1)))), vector
 

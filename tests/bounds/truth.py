@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+from flint import fmpq, fmpq_poly, fmpz_mat
 from numpy.typing import NDArray
 
 from lipaudit.bounds.scalar import Lower, Norm, Upper
@@ -56,6 +57,23 @@ def dominates(square: Fraction, gram: list[list[Fraction]]) -> bool:
                 for j in range(k + 1, n):
                     m[i][j] -= factor * m[k][j]
     return True
+
+
+def largest_eigenvalue_at_most(square: Fraction, polynomial: fmpq_poly) -> bool:
+    """Whether no root of a real-rooted monic characteristic polynomial exceeds ``square``, exactly.
+
+    All roots of p(square + y) are <= 0 if and only if no coefficient is negative: the product of factors y - r with r <= 0 has none, and a
+    polynomial without negative coefficients has no positive root.
+    """
+    shifted = polynomial(fmpq_poly([fmpq(square.numerator, square.denominator), 1]))
+    return all(coefficient >= 0 for coefficient in shifted.coeffs())
+
+
+def gram_polynomial(matrix: Floats) -> fmpq_poly:
+    """Characteristic polynomial of the Gram matrix of an integer matrix on its smaller side, exactly."""
+    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    exact_rows = fmpz_mat([[int(v) for v in row] for row in rows])
+    return fmpq_poly((exact_rows * exact_rows.transpose()).charpoly())
 
 
 def spectral_from_below(matrix: Floats) -> float:

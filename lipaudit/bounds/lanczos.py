@@ -49,7 +49,7 @@ def largest(
     off: list[float] = []
     value, weights = 0.0, np.ones(1)
     # Where the image is rounding noise the space is invariant: its next vector would be noise that is not orthogonal to the others.
-    noise = 8 * float(np.finfo(dtype).eps)
+    noise = 8 * float(np.finfo(basis.dtype).eps)
     checks = {*range(8, 33, 4), *range(38, steps, 6)}  # an eigenvalue of the tridiagonal matrix costs as much as several steps
     for k in range(steps):
         image = product(basis[k])

@@ -33,7 +33,7 @@ from lipaudit.bounds.lags import CHUNK, Lags, Peak
 from lipaudit.bounds.scalar import Upper
 from lipaudit.bounds.torus import Torus
 
-__all__ = ["Swept", "scalar_sweep", "sweep"]
+__all__ = ["Sweep", "Swept", "scalar_sweep", "sweep"]
 
 Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
@@ -81,20 +81,19 @@ def sweep(lags: Lags, torus: Torus, polynomials: Floats, slack: float, below: fl
     points = torus.frequencies()
     scores = lags.scores(torus, points, polynomials)
     points = points[np.argsort(-scores, kind="stable")]
-    run = _Sweep(lags, torus, slack)
+    run = Sweep(lags, torus, slack)
     run.start(points, float(np.max(scores)))
     if not (math.isfinite(run.t) and 0 < run.t < below):
         return None
     left = np.ones((len(points), lags.groups), dtype=np.bool_)
-    low, high = SINGLE_SIDE
-    if low <= lags.side <= high:
+    if run.by_single:
         if below < math.inf and not run.proves_all(points, below * (1 - _WORTH)):
             return None
         left = run.open(points, left, raising=True)
         # Now that t is nearly final, most of those that were refuted for a smaller one are proved.
         left = run.open(points, left, raising=False)
     in_float32 = left.size - int(np.count_nonzero(left))
-    if not run.doubles(points, left, below):
+    if not run.prove(points, left, below):
         return None
     evidence = {
         "t": run.t.hex(),
@@ -107,7 +106,7 @@ def sweep(lags: Lags, torus: Torus, polynomials: Floats, slack: float, below: fl
     return Swept(Upper(run.t) + lags.allowance(run.t), evidence, run.peak)
 
 
-class _Sweep:
+class Sweep:
     """The state of a sweep: the smallest t that is still to be refuted, and the highest point met."""
 
     peak: Peak
@@ -116,6 +115,7 @@ class _Sweep:
     def __init__(self, lags: Lags, torus: Torus, slack: float) -> None:
         self.lags, self.torus, self.slack = lags, torus, slack
         self.raises = 0
+        self.by_single = SINGLE_SIDE[0] <= lags.side <= SINGLE_SIDE[1]
         k = 2 * lags.side + 8
         self.unit = k * 2.0**-24 / (1 - k * 2.0**-24) * (1 + 1e-9)
         self.room = 0.0
@@ -183,23 +183,38 @@ class _Sweep:
             out[chosen] = unproved.reshape(len(chosen), -1)
         return out
 
-    def doubles(self, points: Ints, left: Flags, below: float) -> bool:
-        """Prove the rest in float64, raising t where that fails. False if it is hopeless, or t reaches ``below``."""
+    def doubles(self, points: Ints, left: Flags) -> tuple[Complexes, Flags]:
+        """The negated matrices [points * groups, size] in float64, and which of them are proved, or not in ``left``."""
         lags, packing = self.lags, self.lags.packing
+        original = lags.grams(self.torus.waves(points, lags.lags)).reshape(-1, packing.size)
+        wanted, flat = left.reshape(-1), original.copy()
+        flat[:, packing.diagonal] += self.t
+        factored = ~wanted
+        for k in np.flatnonzero(wanted):
+            factored[k] = zpftrf(lags.side, flat[k], transr="N", uplo="L", overwrite_a=1)[1] == 0
+        # A NaN pivot passes some implementations with info 0.
+        factored &= ~wanted | np.isfinite(flat[:, packing.diagonal]).all(axis=1)
+        return original, factored
+
+    def refuted(self, points: Ints, left: Flags) -> Flags:
+        """Which of the frequencies and groups ``left`` are not proved for t as it is (in float32 alone where that is tried)."""
+        if self.by_single:
+            return self.open(points, left, raising=False)
+        out = np.zeros_like(left)
+        for at in range(0, len(points), self.lags.chunk()):
+            part = slice(at, at + self.lags.chunk())
+            out[part] = ~self.doubles(points[part], left[part])[1].reshape(-1, self.lags.groups)
+        return out
+
+    def prove(self, points: Ints, left: Flags, below: float = math.inf) -> bool:
+        """Prove all that is ``left`` in float64, raising t where that fails. False if it is hopeless, or t reaches ``below``."""
         rows = np.flatnonzero(left.any(axis=1))
-        step = max(1, lags.chunk() // 2)
+        step = max(1, self.lags.chunk() // 2)
         for at in range(0, len(rows), step):
-            chosen = rows[at : at + step]
-            original = lags.grams(self.torus.waves(points[chosen], lags.lags)).reshape(-1, packing.size)
-            before, wanted, flat = self.t, left[chosen].reshape(-1), original.copy()
-            flat[:, packing.diagonal] += before
-            factored = ~wanted
-            for k in np.flatnonzero(wanted):
-                factored[k] = zpftrf(lags.side, flat[k], transr="N", uplo="L", overwrite_a=1)[1] == 0
-            # A NaN pivot passes some implementations with info 0.
-            factored &= ~wanted | np.isfinite(flat[:, packing.diagonal]).all(axis=1)
+            chosen, before = rows[at : at + step], self.t
+            original, factored = self.doubles(points[chosen], left[chosen])
             for k in np.flatnonzero(~factored):
-                f, g = divmod(int(k), lags.groups)
+                f, g = divmod(int(k), self.lags.groups)
                 if not self.repeat(original[k], points[chosen[f]], g, before) or self.t >= below:
                     return False
         return True

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.grid import cells, everywhere
 from lipaudit.bounds.lags import Lags, Peak
 from lipaudit.bounds.scalar import INFINITE, Lower, Upper
 from lipaudit.bounds.sweep import scalar_sweep, sweep
@@ -157,8 +158,11 @@ def _best(lags: Lags, options: Sequence[Torus], peaks: Sequence[Peak], slack: fl
     cost = _seconds(lags.groups, lags.side, math.prod(options[0].sizes) / 2)
     counts = lags.counts
     polynomials = lags.polynomials(peaks)
-    grid = Torus(tuple(48 * (n - 1) if n > 1 else 1 for n in counts), (0,) * len(counts))
+    grid = Torus(cells(counts), (0,) * len(counts))
     if cost > GRID_FROM and math.prod(grid.sizes) < 0.67 * math.prod(options[0].sizes):
+        found = everywhere(lags, polynomials, slack)
+        if found is not None:
+            return found.square, found.evidence, f"{GRID}, refined", found.peak
         found = sweep(lags, grid, polynomials, slack)
         if found is not None:
             factor = grid_factor(counts, grid.sizes)

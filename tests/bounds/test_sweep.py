@@ -61,7 +61,7 @@ def test_float32_never_claims_too_much(name: str) -> None:
     taps = kernels()[name]
     lags, torus = Lags(taps), Torus((9,), (1,))
     true = largest(taps, torus)
-    run = sweep._Sweep(lags, torus, 1e-6)
+    run = sweep.Sweep(lags, torus, 1e-6)
     grams = lags.single_grams(torus.waves(torus.frequencies(), lags.lags))
     claimed = 0
     for factor in (0.5, 0.99, 1 - 1e-4, 1 - 1e-6, 1 - 1e-7, 1 - 1e-9, 1 + 1e-9, 1 + 1e-6, 1 + 1e-4, 1 + 1e-3, 1.01, 1.5):
@@ -92,7 +92,7 @@ def test_float32_gram_matrices_err_within_their_bound(name: str) -> None:
 def test_nan_pivots_and_indefinite_matrices_are_no_proof() -> None:
     taps = kernels()["plain"]
     lags, torus = Lags(taps), Torus((9,), (0,))
-    run = sweep._Sweep(lags, torus, 1e-6)
+    run = sweep.Sweep(lags, torus, 1e-6)
     run.room = 1e-3
     grams = lags.single_grams(torus.waves(torus.frequencies(), lags.lags))
     grams[0, 3], grams[1, lags.packing.diagonal[4]] = np.nan, np.inf

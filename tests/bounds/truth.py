@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -19,6 +20,12 @@ def exact(bound: Upper | Lower) -> Fraction:
     assert pair is not None
     mantissa, exponent = pair
     return Fraction(mantissa) * Fraction(2) ** exponent
+
+
+def rounded_up(value: Fraction) -> Fraction:
+    """The smallest double that is not below a number in their range."""
+    near = float(value)
+    return Fraction(near) if Fraction(near) >= value else Fraction(math.nextafter(near, math.inf))
 
 
 def rational(matrix: Floats) -> list[list[Fraction]]:

@@ -186,8 +186,10 @@ def _attention(roles: Roles, draft: Draft) -> dict[str, Any]:
     separate = node.kind in ("lipaudit::Attention", "ai.onnx::Attention")
     norms = [_norm_behind(roles, name) for name in node.inputs[:2]] if separate else [None, None]
     mask = node.inputs[3] if len(node.inputs) > 3 else ""
+    if node.op in ("LinearAttention", "L2Attention"):
+        scale = None
     return {
-        "kind": "cosine" if norms == ["l2", "l2"] else "dot",
+        "kind": _kind(node, norms),
         "heads": heads,
         "head_dim": dim,
         "scale": scale,
@@ -199,6 +201,14 @@ def _attention(roles: Roles, draft: Draft) -> dict[str, Any]:
         "mask_min": lowest_finite(view, mask) if mask else None,
         "serial": 1,  # corrected by what stands before it in a sequence
     }
+
+
+def _kind(node: Node, norms: Sequence[str | None]) -> str:
+    """dot, cosine, l2, linear, sigmoid or relu."""
+    if node.kind == "lipaudit::PairAttention":
+        return str(node.attrs["activation"])
+    named = {"lipaudit::LinearAttention": "linear", "lipaudit::L2Attention": "l2"}
+    return named.get(node.kind, "cosine" if list(norms) == ["l2", "l2"] else "dot")
 
 
 def _heads(node: Node, query: tuple[int, ...] | None) -> tuple[int | None, int | None]:

@@ -15,7 +15,9 @@ from lipaudit.topology.match import Match, Mismatch, Pattern, Refusal, View
 from lipaudit.topology.patterns.attention import attention
 from lipaudit.topology.patterns.gelu import erf_gelu, tanh_gelu
 from lipaudit.topology.patterns.l2_attention import l2_attention
+from lipaudit.topology.patterns.linear_attention import linear_attention
 from lipaudit.topology.patterns.normalization import normalization
+from lipaudit.topology.patterns.pair_attention import pair_attention
 from lipaudit.topology.patterns.quantised import dynamic_matmul
 from lipaudit.topology.patterns.swish import clip_hard_swish, hard_swish, mish, swish
 
@@ -25,7 +27,10 @@ PATTERNS: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
     {
         "ai.onnx::Erf": (("GELU", erf_gelu),),
         "ai.onnx::Tanh": (("Mish", mish), ("GELU", tanh_gelu)),
-        "ai.onnx::Sigmoid": (("SiLU", swish),),
+        "ai.onnx::Sigmoid": (("SiLU", swish), ("sigmoid attention", pair_attention)),
+        "ai.onnx::Relu": (("ReLU attention", pair_attention),),
+        "ai.onnx::Div": (("linear attention", linear_attention),),
+        "ai.onnx::Reciprocal": (("linear attention", linear_attention),),
         "ai.onnx::HardSigmoid": (("HardSwish", hard_swish),),
         "ai.onnx::Clip": (("HardSwish", clip_hard_swish),),
         "ai.onnx::Sqrt": (("normalization", normalization),),

@@ -23,7 +23,7 @@ def _microsoft(*ops: str) -> frozenset[str]:
 
 ATTENTION = (
     _onnx("Attention")
-    | {"lipaudit::Attention", "lipaudit::L2Attention"}
+    | {"lipaudit::Attention", "lipaudit::L2Attention", "lipaudit::LinearAttention", "lipaudit::PairAttention"}
     | _microsoft(
         "Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MultiHeadAttention", "PackedAttention", "QAttention"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Upper
-from lipaudit.certify.methods.cores import CORES, core_operands, output_places
+from lipaudit.certify.methods.cores import CORES, Bounds, core_operands, output_places
 from lipaudit.certify.methods.enclosed import Enclosed
 from lipaudit.certify.methods.heads import Lines, Path, classes, lines_of, path_of
 from lipaudit.certify.methods.layout import Layout, follow
@@ -25,7 +25,7 @@ class Head:
     """One class of heads: its paths and the bounds of one head."""
 
     paths: tuple[Path, Path, Path]
-    gains: attention_core.Heads
+    gains: Bounds
     merged: tuple[Enclosed, Enclosed, Enclosed]
     """``W G P`` (or W, if nothing is normalized) of the three paths."""
 
@@ -69,7 +69,7 @@ def read_block(work: Workspace, region: Region) -> AttentionBlock | None:
         return None
     core = cores[0]
     rows = rows_behind(work, region.entries[0])
-    read_off = core_operands(work, core, follow(work, nodes, region.entries[0]))
+    read_off = core_operands(work, core, follow(work, nodes, region.entries[0], activations=True))
     if rows is None or read_off is None:
         return None
     bounds, operands = read_off
@@ -88,9 +88,7 @@ def read_block(work: Workspace, region: Region) -> AttentionBlock | None:
     return None if heads is None or output is None else AttentionBlock(rows, diameter, heads, output)
 
 
-def _heads(
-    rows: Rows, diameter: Upper, bounds: attention_core.Heads, lines: list[Lines], groups: list[list[int]], width: int
-) -> tuple[Head, ...] | None:
+def _heads(rows: Rows, diameter: Upper, bounds: Bounds, lines: list[Lines], groups: list[list[int]], width: int) -> tuple[Head, ...] | None:
     """Matrices and sharper row bounds of every class."""
     found: list[Head] = []
     for members in groups:

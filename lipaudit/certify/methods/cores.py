@@ -17,13 +17,18 @@ from lipaudit.operators.attention import Attention, FusedAttention
 from lipaudit.operators.attention_contrib import MultiHeadAttention, PackedAttention
 from lipaudit.operators.attention_core import Heads
 from lipaudit.operators.base import Site, Unknown
+from lipaudit.operators.linear_attention import FeatureHeads, LinearAttention
+from lipaudit.operators.pair_attention import PairAttention, PairHeads
 
-__all__ = ["CORES", "core_operands", "output_places"]
+__all__ = ["CORES", "Bounds", "core_operands", "output_places"]
 
-CORES = (Attention, FusedAttention, MultiHeadAttention, PackedAttention)
+CORES = (Attention, FusedAttention, LinearAttention, MultiHeadAttention, PackedAttention, PairAttention)
+
+Bounds = Heads | PairHeads | FeatureHeads
+"""What is known of one head of any of these."""
 
 
-def core_operands(work: Workspace, core: Node, found: Mapping[str, Layout]) -> tuple[Heads, list[Layout]] | None:
+def core_operands(work: Workspace, core: Node, found: Mapping[str, Layout]) -> tuple[Bounds, list[Layout]] | None:
     """Bounds of one head, and Q, K, V as [lines, tokens, width] with one line for each query head of each sample."""
     rule, site, moving = work.rules[core.name], work.sites[core.name], work.moving(core)
     wanted = [0] if isinstance(rule, PackedAttention) else [0, 1, 2]
@@ -39,6 +44,9 @@ def core_operands(work: Workspace, core: Node, found: Mapping[str, Layout]) -> t
         heads = rule.bounds(site, xs)
         lines = None if isinstance(heads, Unknown) or site.has(4) else _packed(site, given[0])
         return None if isinstance(heads, Unknown) or lines is None else (heads, lines)
+    if isinstance(rule, (LinearAttention, PairAttention)):
+        known = rule.heads(site, xs)
+        return None if isinstance(known, Unknown) else (known, _fused(core, given, site.out_shape()[:-2]))
     if not isinstance(rule, (Attention, FusedAttention, MultiHeadAttention)):
         return None
     computation = rule.computation(site, xs)

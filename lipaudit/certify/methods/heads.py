@@ -72,7 +72,7 @@ class Path:
     turned
         Tokens are turned by their positions: equal rows need not stay equal.
     normalized
-        Rows are normalized after the projection: their size has nothing to do with W.
+        Rows are normalized (or put through a function) after the projection: their size has nothing to do with W.
     """
 
     weight: Enclosed
@@ -117,7 +117,7 @@ def lines_of(layout: Layout, width: int) -> Lines | None:
     if np.any(rows < 0):
         return None
     static = not any(np.any(term.factor != term.factor[:, :1]) for term in layout.terms)
-    return Lines(layout, rows if row_of is None else row_of[rows], tuple(features), static and not base.groups)
+    return Lines(layout, rows if row_of is None else row_of[rows], tuple(features), static and not base.is_reshaped)
 
 
 def rows_read(layout: Layout, width: int) -> Indices | None:
@@ -165,12 +165,12 @@ def path_of(lines: Lines, members: list[int], width: int) -> Path | None:
         exact = len(lines.features) == 1 and not np.any((local != 0) & (local != 1))
         error = ZERO if exact and lines.layout.relative == 0 else Enclosed(np.abs(local)).frobenius() * relative
         weight = Enclosed(projection[:, lines.features[0][line]].T) if exact else Enclosed(local, error).times(chosen)
-        return Path(weight, base.stretch, constant, lines.layout.slack, False, bool(base.groups))
+        return Path(weight, base.stretch, constant, lines.layout.slack, False, base.is_reshaped)
     moves = len(lines.features) > 1 or bool(np.any(lines.layout.terms[0].factor != 1))
     stretch = _turn(lines, members, columns, float(relative)) if moves else ONE
     if stretch is None:
         return None
-    return Path(Enclosed(projection[:, columns].T), base.stretch * stretch, constant, lines.layout.slack, moves, bool(base.groups))
+    return Path(Enclosed(projection[:, columns].T), base.stretch * stretch, constant, lines.layout.slack, moves, base.is_reshaped)
 
 
 def _turn(lines: Lines, members: list[int], columns: tuple[int, ...], relative: float) -> Upper | None:

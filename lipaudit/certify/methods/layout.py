@@ -23,6 +23,7 @@ from lipaudit.certify.methods.workspace import Workspace
 from lipaudit.certify.sites import shape_problem
 from lipaudit.graph.ir import Node
 from lipaudit.operators.base import Site, Unknown
+from lipaudit.operators.elementwise import Scalar
 from lipaudit.operators.linear import weight_array
 from lipaudit.operators.normalizing import Normalizing
 
@@ -64,6 +65,8 @@ class Base:
         Rows were normalized since: they move at most so much more than the rows of the product do.
     groups
         The feature sets that were normalized together (empty: none were).
+    activated
+        An activation was applied to each element since; ``stretch`` has its slope.
     """
 
     width: int
@@ -71,6 +74,12 @@ class Base:
     operand: Layout | None = None
     stretch: Upper = ONE
     groups: frozenset[tuple[int, ...]] = frozenset()
+    activated: bool = False
+
+    @property
+    def is_reshaped(self) -> bool:
+        """Elements are no longer those of the product: only how far they move is known through it."""
+        return bool(self.groups) or self.activated
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +139,11 @@ def whole(shape: tuple[int, ...]) -> Layout:
     return Layout(Base(shape[-1] if shape else 1), (Term(index, np.ones(shape)),), np.zeros(shape))
 
 
-def follow(work: Workspace, nodes: Sequence[Node], start: str) -> dict[str, Layout]:
-    """Layouts of all values that are had from ``start`` (a value of known shape) by the nodes, as far as they can be told."""
+def follow(work: Workspace, nodes: Sequence[Node], start: str, *, activations: bool = False) -> dict[str, Layout]:
+    """Layouts of all values that are had from ``start`` (a value of known shape) by the nodes, as far as they can be told.
+
+    ``activations``: elementwise functions of a product are looked through (feature maps of queries and keys).
+    """
     shape = work.graph.value(start).shape
     if not shape or math.prod(shape) > _MOST_ELEMENTS or math.prod(shape) == 0:
         return {}
@@ -145,12 +157,14 @@ def follow(work: Workspace, nodes: Sequence[Node], start: str) -> dict[str, Layo
             continue
         if any(value is not None and math.prod(value.shape or ()) > _MOST_ELEMENTS for value in site.outputs):
             continue
-        made = zip(node.outputs, _through(work, node, site, found, moving), strict=False)
+        made = zip(node.outputs, _through(work, node, site, found, moving, activations), strict=False)
         found.update((name, layout) for name, layout in made if layout is not None and name and len(layout.terms) <= _MOST_TERMS)
     return found
 
 
-def _through(work: Workspace, node: Node, site: Site, found: Mapping[str, Layout], moving: Sequence[int]) -> list[Layout | None]:
+def _through(
+    work: Workspace, node: Node, site: Site, found: Mapping[str, Layout], moving: Sequence[int], activations: bool
+) -> list[Layout | None]:
     """Layouts of the outputs of one node; None where it cannot be told."""
     rule = work.rules[node.name]
     if rule is None:
@@ -173,6 +187,8 @@ def _through(work: Workspace, node: Node, site: Site, found: Mapping[str, Layout
         return [_factored(layout, operator)]
     if isinstance(operator, Dense):
         return [_projected(node, site, layout, operator)]
+    if activations and isinstance(rule, Scalar):
+        return [_activated(work, node, site, layout)]
     return []
 
 
@@ -272,7 +288,7 @@ def _projected(node: Node, site: Site, layout: Layout, dense: Dense) -> Layout |
     weight = np.asarray(dense.weight)
     if dense.side != "right" or weight.ndim != 2 or layout.base.weight is not None or len(layout.shape) < 2:
         return None
-    if len(layout.terms) != 1 or np.any(layout.constant) or layout.slack or layout.base.groups:
+    if len(layout.terms) != 1 or np.any(layout.constant) or layout.slack or layout.base.is_reshaped:
         return None
     values = np.asarray(weight, dtype=np.float64)
     if not np.all(np.isfinite(values)):
@@ -295,11 +311,23 @@ def _projected(node: Node, site: Site, layout: Layout, dense: Dense) -> Layout |
     return Layout(base, (Term(np.arange(size, dtype=np.int64).reshape(shape), np.ones(shape)),), constant, 0.0, slack)
 
 
+def _activated(work: Workspace, node: Node, site: Site, layout: Layout) -> Layout | None:
+    """Elements of a product (plus constants), each through one function: the same places, moved as far as its slope says."""
+    gain, base = work.gain(node, 0), layout.base
+    if gain is None or work.moving(node) != [0] or base.weight is None or base.groups or len(layout.terms) != 1:
+        return None
+    term = layout.terms[0]
+    if site.out_shape() != layout.shape or np.any(term.factor != 1) or np.any(term.index < 0) or len(node.outputs) != 1:
+        return None
+    moved = replace(base, stretch=base.stretch * gain.slope, activated=True)
+    return Layout(moved, (Term(term.index, np.ones(layout.shape)),), np.zeros(layout.shape))
+
+
 def _normalized(work: Workspace, node: Node, site: Site, rule: Normalizing, layout: Layout) -> Layout | None:
     """Rows of a product that are normalized (of queries, keys): the same places, moved ``stretch`` times as much."""
     gain = work.gain(node, 0)
     base = layout.base
-    if gain is None or work.moving(node) != [0] or base.weight is None or base.groups or len(layout.terms) != 1:
+    if gain is None or work.moving(node) != [0] or base.weight is None or base.is_reshaped or len(layout.terms) != 1:
         return None
     plan = rule.plan(site, work.of(node))
     if isinstance(plan, Unknown) or plan.axes != (len(layout.shape) - 1,) or plan.shape != layout.shape or len(node.outputs) != 1:

@@ -62,19 +62,20 @@ def deviation(block: AttentionBlock) -> Upper:
 
 def merged_scores(block: AttentionBlock, *, behind: bool) -> list[Scores] | None:
     """The scores of all heads, from the entry or (``behind``) from z; None where the module does not apply."""
-    if not all(_fits(head) for head in block.heads) or not deviation(block).is_finite:
+    softmax = [head.gains for head in block.heads if isinstance(head.gains, attention_core.Heads) and _fits(head, head.gains)]
+    if len(softmax) < len(block.heads) or not deviation(block).is_finite:
         return None
     width = block.heads[0].paths[0].weight.array.shape[1]
     if sum(head.paths[0].weight.array.shape[0] * width * width + width**3 for head in block.heads) > _MOST_WORK:
         return None
     found: list[Scores] = []
-    for head in block.heads:
+    for head, gains in zip(block.heads, softmax, strict=True):
         query, key = (head.merged if behind else [path.weight for path in head.paths])[:2]
         query_z, key_z = head.merged[:2]
-        scale = head.gains.scale
+        scale = gains.scale
         spread = _turned(key).times(query_z).norm() * block.rows.radius
         reach = scale * (spread + _still(block.rows, head, key))
-        found.append(Scores(_turned(key_z).times(query).scaled(scale), reach, _share(head.gains)))
+        found.append(Scores(_turned(key_z).times(query).scaled(scale), reach, _share(gains)))
     return found
 
 
@@ -121,9 +122,9 @@ def merged_heads(block: AttentionBlock, scores: Sequence[Scores], *, behind: boo
     return Merged(factor * queries, factor * keys, factor * combine(rows, "l1"))
 
 
-def _fits(head: Head) -> bool:
+def _fits(head: Head, gains: attention_core.Heads) -> bool:
     """The head is ``softmax(s q.k + B) v`` with q, k, v affine in the rows, the same way for all tokens."""
-    if not head.gains.cap.is_zero or head.gains.sink:
+    if not gains.cap.is_zero or gains.sink:
         return False
     if any(path.turned or path.normalized or float(path.stretch) != 1.0 for path in head.paths):
         return False

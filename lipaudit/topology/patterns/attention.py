@@ -16,13 +16,13 @@ from lipaudit.graph.ir import Constant, Node
 from lipaudit.topology.match import Match, Mismatch, View, float_above
 from lipaudit.topology.patterns.masks import is_causal, only_causal
 
-__all__ = ["attention"]
+__all__ = ["Core", "attention", "logits", "operands", "product_of", "same_shapes"]
 
 _LIMIT = 12
 
 
 @dataclass
-class _Found:
+class Core:
     """What the walk has read so far."""
 
     nodes: list[Node]
@@ -41,18 +41,17 @@ class _Found:
 
 def attention(view: View, softmax: Node) -> Match | None:
     """Pivot Softmax over the last axis."""
-    found = _Found([softmax])
+    found = Core([softmax])
     _forward(view, softmax.outputs[0], found)
     shape = view.shape(softmax.inputs[0])
     axis = int(softmax.attrs.get("axis", -1 if softmax.version >= 13 else 1))
     if axis != -1 and (shape is None or axis % len(shape) != len(shape) - 1):
         raise Mismatch("its Softmax is not over the last axis")
-    _logits(view, softmax.inputs[0], found)
-    _side(view, found, key=False)
-    _side(view, found, key=True)
+    logits(view, softmax.inputs[0], found)
+    operands(view, found)
     if found.scale <= 0:
         raise Mismatch("the factor on its logits is not positive")
-    _result_shape(view, found)
+    same_shapes(view, found)
     causal = _mask(view, found)
     covered = view.close(found.nodes, found.final)
     attrs = {
@@ -66,7 +65,7 @@ def attention(view: View, softmax: Node) -> Match | None:
     return Match(fused, covered, tuple(found.constants), tuple(found.helpers))
 
 
-def _forward(view: View, value: str, found: _Found) -> None:
+def _forward(view: View, value: str, found: Core) -> None:
     """From the weights to the product with V."""
     for _ in range(_LIMIT):
         value, passed = view.beyond(value)
@@ -80,7 +79,7 @@ def _forward(view: View, value: str, found: _Found) -> None:
         user = view.sole_user(value)
         if user is None:
             raise Mismatch(f"its weights {value!r} have several readers or are an output")
-        product = _matmul(view, user)
+        product = product_of(view, user)
         if product is None or product[0] != value or product[1] == value or product[2] or product[3] or product[4] != 1:
             raise Mismatch(f"its weights go into {user.kind} {user.name!r}, not into a product with values")
         found.nodes.append(user)
@@ -100,7 +99,7 @@ def _guard(view: View, users: tuple[Node, ...], value: str) -> str | None:
     return choice.outputs[0] if view.scalar(choice.inputs[1]) == 0.0 else None
 
 
-def _matmul(view: View, node: Node) -> tuple[str, str, bool, bool, Fraction] | None:
+def product_of(view: View, node: Node) -> tuple[str, str, bool, bool, Fraction] | None:
     """Operands, whether their last two axes are swapped, and the factor, of a product of two matrices."""
     if node.kind == "ai.onnx::MatMul":
         return node.inputs[0], node.inputs[1], False, False, Fraction(1)
@@ -133,7 +132,7 @@ def _einsum(equation: str, node: Node) -> tuple[str, str, bool, bool, Fraction] 
     return (node.inputs[0], node.inputs[1], False, True, Fraction(1)) if b[-2:] == k + j else None
 
 
-def _logits(view: View, value: str, found: _Found) -> None:
+def logits(view: View, value: str, found: Core) -> None:
     """Back from the input of Softmax to the product of Q and K."""
     for _ in range(_LIMIT):
         value, passed = view.behind(value)
@@ -141,7 +140,7 @@ def _logits(view: View, value: str, found: _Found) -> None:
         node = view.producer(value)
         if node is None:
             raise Mismatch("its logits are an input of the graph")
-        product = _matmul(view, node)
+        product = product_of(view, node)
         if product is not None:
             query, key, query_swapped, key_swapped, factor = product
             if query_swapped:
@@ -159,7 +158,7 @@ def _logits(view: View, value: str, found: _Found) -> None:
     raise Mismatch("no product of queries and keys before its Softmax")
 
 
-def _bias(view: View, node: Node, found: _Found) -> str:
+def _bias(view: View, node: Node, found: Core) -> str:
     """An additive mask or bias; the other operand leads to the product."""
     if found.bias:
         raise Mismatch("its logits have two masks or biases")
@@ -185,7 +184,7 @@ def _leads_to_product(view: View, name: str) -> bool:
         node = view.producer(name)
         if node is None:
             return False
-        if _matmul(view, node) is not None:
+        if product_of(view, node) is not None:
             return all(operand in view.moving for operand in node.inputs[:2]) or node.op == "Einsum"
         if node.domain or node.op not in ("Mul", "Div", "Tanh", "Add", "Where"):
             return False
@@ -196,7 +195,7 @@ def _leads_to_product(view: View, name: str) -> bool:
     return False
 
 
-def _where(view: View, node: Node, found: _Found) -> str:
+def _where(view: View, node: Node, found: Core) -> str:
     """A boolean mask: entries that are not selected are exactly -inf."""
     if found.bias:
         raise Mismatch("its logits have two masks or biases")
@@ -218,7 +217,7 @@ def _where(view: View, node: Node, found: _Found) -> str:
     return no
 
 
-def _negated(view: View, condition: str, found: _Found) -> str:
+def _negated(view: View, condition: str, found: Core) -> str:
     """The name of ``not condition``: True where a key takes part, as the operator Attention has it."""
     maker = view.made_by(condition, "Not")
     if maker is not None:
@@ -232,7 +231,7 @@ def _negated(view: View, condition: str, found: _Found) -> str:
     return name
 
 
-def _factor(view: View, node: Node, found: _Found) -> str:
+def _factor(view: View, node: Node, found: Core) -> str:
     """A constant factor on the logits, or the last step of a soft-cap ``c tanh(logits / c)``."""
     constants = [i for i, name in enumerate(node.inputs) if view.scalar(name) is not None]
     if len(constants) != 1 or (node.op == "Div" and constants != [1]):
@@ -266,7 +265,13 @@ def _factor(view: View, node: Node, found: _Found) -> str:
     raise Mismatch("its soft-cap does not divide the logits by its own constant")
 
 
-def _side(view: View, found: _Found, *, key: bool) -> None:
+def operands(view: View, found: Core) -> None:
+    """Constant factors on Q and K, and the transposition of K."""
+    _side(view, found, key=False)
+    _side(view, found, key=True)
+
+
+def _side(view: View, found: Core, *, key: bool) -> None:
     """Constant factors on Q or on K, and the transposition of K, where nothing else reads them."""
     value = found.key if key else found.query
     pending: list[Node] = []
@@ -309,7 +314,7 @@ def _swaps_last(view: View, node: Node) -> bool:
     return n >= 2 and tuple(perm) == (*range(n - 2), n - 1, n - 2)
 
 
-def _result_shape(view: View, found: _Found) -> None:
+def same_shapes(view: View, found: Core) -> None:
     """The mask must not broadcast the result beyond what Q, K and V give."""
     shapes = [view.shape(name) for name in (found.query, found.key, found.values)]
     result, query, values = view.shape(found.final), shapes[0], shapes[2]
@@ -327,7 +332,7 @@ def _result_shape(view: View, found: _Found) -> None:
         raise Mismatch("its mask broadcasts the keys")
 
 
-def _mask(view: View, found: _Found) -> bool:
+def _mask(view: View, found: Core) -> bool:
     """Whether the mask is causal; a mask that is nothing else is dropped."""
     query, key = view.shape(found.query), view.shape(found.key)
     if not found.bias or query is None or key is None:

@@ -51,7 +51,8 @@ format: $(ENV)  ## let ruff rewrite the sources
 bench: $(ENV)  ## timings, as ratios to a reference measured in the same run; rewrites docs/benchmarks.md
 	@mkdir -p .benchmarks
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-json=.benchmarks/bench.json; \
-	 failed=$$?; $(BIN)/python tools/benchmark_table.py .benchmarks/bench.json && exit $$failed
+	 failed=$$?; $(BIN)/python tools/tightness.py .benchmarks/tightness.json && \
+	 $(BIN)/python tools/benchmark_table.py .benchmarks/bench.json .benchmarks/tightness.json && exit $$failed
 
 soak: $(ENV)  ## the property tests with many more, fresh examples (an hour or so)
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(JOBS) -m "hypothesis or soak"

@@ -51,9 +51,18 @@ class Certificate:
 
 
 def certify(
-    topology: Topology, catalogue: Catalogue, domain: Domain, norm: Norm, progress: Callable[[float], None] | None = None
+    topology: Topology,
+    catalogue: Catalogue,
+    domain: Domain,
+    norm: Norm,
+    progress: Callable[[float], None] | None = None,
+    *,
+    wholes: bool = True,
 ) -> Certificate:
-    """Certified bounds of the whole graph and of each region, in ``norm``, on ``domain``."""
+    """Certified bounds of the whole graph and of each region, in ``norm``, on ``domain``.
+
+    Without ``wholes`` no method looks at a region as a whole: what the rules of the nodes alone give, for comparison.
+    """
     graph = with_captures(topology.graph)
     moved = moving(graph, topology.sources)
     sites = sites_of(graph, moved, Bodies(catalogue))
@@ -64,13 +73,13 @@ def certify(
         nodes = [node for node in graph.nodes if any(sites[node.name].moving) and not _is_cut(topology, node.outputs)]
         gains = ask(nodes, sites, ranges, catalogue, norm, ledger, random, progress)
         outputs = _float_outputs(topology)
-        tree = Tree(graph, topology.root, sites, gains, ranges, catalogue, norm, ledger)
+        tree = Tree(graph, topology.root, sites, gains, ranges, catalogue, norm, ledger, wholes=wholes)
         flows, steps, columns = tree.certify([source.value.name for source in topology.sources], outputs)
     for name in outputs:
         if name not in flows and name in random:
             flows[name] = random_flow(columns[-1].stop if columns else 0, name)
     headline, matrix = _whole(topology, flows, columns, outputs, norm, ledger, steps)
-    if norm == "l2" and rows_matter(tree.work):
+    if wholes and norm == "l2" and rows_matter(tree.work):
         headline, matrix = by_rows(tree.work, topology, outputs, headline, matrix, ledger)
     if not topology.sources and (reached := _inputs_behind(graph, outputs)):
         words = f"its inputs ({', '.join(reached)}) are no floating-point tensors and look up no embedding: nothing moves continuously"

@@ -77,6 +77,8 @@ class Tree:
         catalogue: Catalogue,
         norm: Norm,
         ledger: Ledger,
+        *,
+        wholes: bool = True,
     ) -> None:
         self.graph = graph
         self.root = root
@@ -90,7 +92,7 @@ class Tree:
         self._order = {node.name: i for i, node in enumerate(graph.nodes)}
         self._level_of: dict[str, str] = {}
         self._behind: dict[str, Bound | None] = {}
-        self.work = Workspace(graph, self._nodes, self._order, sites, self._rules, gains, ranges, norm)
+        self.work = Workspace(graph, self._nodes, self._order, sites, self._rules, gains, ranges, norm, wholes)
         reads = (pair for site in sites.values() for pair in zip(site.node.inputs, site.moving, strict=True))
         self._moving = frozenset(name for name, moves in reads if moves)
 
@@ -176,7 +178,7 @@ class Tree:
 
     def _by_rows(self, region: Region) -> list[Proposal]:
         """A stack of blocks through the gains of rows: the square root of their number once, not per block."""
-        if region.kind != "stack" or self.norm != "l2" or not rows_matter(self.work):
+        if region.kind != "stack" or self.norm != "l2" or not self.work.wholes or not rows_matter(self.work):
             return []
         found = row_gains(self.work, region, region.entries[0]).get(region.exit)
         if found is None or not found.flat.is_finite:

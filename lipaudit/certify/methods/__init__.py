@@ -23,7 +23,7 @@ def proposals(work: Workspace, region: Region, *, behind: bool = False) -> list[
     """What the methods say about a region: from its entry, or (``behind``) from what the normalization before its entry reads."""
 
     def asked() -> list[Proposal]:
-        found = [method(work, region, behind=behind) for method in _METHODS]
+        found = [method(work, region, behind=behind) for method in _METHODS] if work.wholes else []
         return [item for item in found if item is not None and item.slope.is_finite]
 
     return work.once(("proposals", region.path, behind), asked)

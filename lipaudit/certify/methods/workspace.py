@@ -57,6 +57,8 @@ class Workspace:
     gains: Mapping[str, NodeGains]
     ranges: Mapping[str, Range]
     norm: Norm
+    wholes: bool = True
+    """Whether methods for whole regions may be asked."""
     _memo: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     def sorted(self, names: Iterable[str]) -> list[Node]:

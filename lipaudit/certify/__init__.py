@@ -75,6 +75,8 @@ def certify(
         outputs = _float_outputs(topology)
         tree = Tree(graph, topology.root, sites, gains, ranges, catalogue, norm, ledger, wholes=wholes)
         flows, steps, columns = tree.certify([source.value.name for source in topology.sources], outputs)
+    if topology.sources and all(source.value.shape is not None and source.value.size == 0 for source in topology.sources):
+        flows = {}  # a tensor without elements has one value
     for name in outputs:
         if name not in flows and name in random:
             flows[name] = random_flow(columns[-1].stop if columns else 0, name)

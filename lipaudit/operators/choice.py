@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.scalar import ZERO, Norm, Upper
+from lipaudit.bounds.scalar import ZERO, Norm, Upper, repeat_factor
 from lipaudit.operators import interval
 from lipaudit.operators.arithmetic import group_norm
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, scaled
@@ -36,8 +36,8 @@ Floats = NDArray[np.float64]
 class Extremum(Rule):
     """Max and Min of k tensors: ``|dy_e| <= max_i |dx_i,e|``, so operands join like the rows of Concat.
 
-    Gain of x_i is the copy factor; 0 if it never wins on the ranges (``hi_i <= max_j lo_j`` everywhere). Equal names are one
-    variable: Max(x, x) = x.
+    Gain of x_i is ``m**(1/p)``, m the most copies of one of its elements that may win on the ranges (``hi_i > max_j lo_j``). Equal
+    names are one variable: Max(x, x) = x.
     """
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
@@ -52,7 +52,8 @@ class Extremum(Rule):
         integral = all(x.integral for _, x in terms)
         return (Range(site.out_shape(), *ends, row=row, diameter=widen(diameter, len(terms)), integral=integral),)
 
-    def _never_wins(self, site: Site, i: int, xs: Sequence[Range | None]) -> bool:
+    def _wins(self, site: Site, i: int, xs: Sequence[Range | None]) -> NDArray[np.bool_]:
+        """Elements of the output (broadcastable) that operand ``i`` may decide: not those where another one is never below it."""
         own = xs[i]
         assert own is not None
         sign = 1.0 if site.node.op == "Max" else -1.0
@@ -61,21 +62,21 @@ class Extremum(Rule):
             return operand(site, j, x) if sign > 0 else interval.negative(operand(site, j, x))
 
         top = ends(i, own)[1]
-        others = [ends(j, x)[0] for j, x in enumerate(xs) if x is not None and same(site, j) != same(site, i)]
-        if not others:
-            return False
-        floor = others[0]
-        for other in others[1:]:
-            floor = np.maximum(floor, other)
-        return bool(np.all(top <= floor))
+        floor = np.asarray(-np.inf)
+        for j, x in enumerate(xs):
+            if x is not None and same(site, j) != same(site, i):
+                floor = np.maximum(floor, ends(j, x)[0])
+        return np.asarray((top > floor) | np.isneginf(floor))
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
         if same(site, i) != i:
             return Finite(ZERO, method="counted at its first occurrence")
-        if self._never_wins(site, i, xs):
+        wins = self._wins(site, i, xs)
+        if not np.any(wins):
             return Finite(ZERO, method="never selected on the range")
-        return Finite(copy_factor(site, i, norm), method="selection")
+        copies = np.sum(np.broadcast_to(wins, site.out_shape()), axis=copied_axes(site, i))
+        return Finite(repeat_factor(int(np.max(copies)), norm), method="selection")
 
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """How parts move, see the class."""

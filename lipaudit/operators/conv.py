@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from lipaudit.bounds.conv import Convolution, TransposedConvolution
 from lipaudit.bounds.operator import LinearOperator
-from lipaudit.bounds.scalar import Norm, Upper, repeat_factor
+from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, repeat_factor
 from lipaudit.operators.arithmetic import group_norm
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.interval import Interval
@@ -35,6 +37,22 @@ class _Convolving(LinearRule):
         lo, hi = np.broadcast_arrays(given.lo, given.hi)
         tail = (1,) * (len(site.out_shape()) - 2)
         return (lo.reshape(-1, *tail), hi.reshape(-1, *tail)) if lo.ndim else (lo, hi)
+
+    @abstractmethod
+    def _operator(self, site: Site, weight: Array) -> LinearOperator | str:
+        """The map for a given kernel."""
+
+    def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
+        """In x: the norm for the stored kernel, or for the entrywise largest ``|W|`` of its range."""
+        if i or site.constant(1) is not None:
+            return super().gain(site, i, norm, xs)
+        kernel = xs[1]
+        assert kernel is not None
+        sizes = kernel.magnitudes()
+        if not np.all(np.isfinite(sizes)):
+            return Unbounded(f"kernel {site.node.inputs[1]!r} is computed and not bounded on the domain")
+        operator = self._operator(site, np.broadcast_to(sizes, kernel.shape))
+        return Unknown(operator) if isinstance(operator, str) else norm_gain(operator, norm)
 
     def _bias_gain(self, site: Site, norm: Norm) -> Gain:
         shape = site.out_shape()
@@ -76,15 +94,7 @@ class Conv(_Convolving):
             return self._bias_gain(site, norm)
         if i == 1:
             return self._kernel_gain(site, norm, xs)
-        if site.constant(1) is not None:
-            return super().gain(site, i, norm, xs)
-        kernel = xs[1]
-        assert kernel is not None
-        sizes = kernel.magnitudes()
-        if not np.all(np.isfinite(sizes)):
-            return Unbounded(f"kernel {site.node.inputs[1]!r} is computed and not bounded on the domain")
-        operator = self._operator(site, np.broadcast_to(sizes, kernel.shape))
-        return Unknown(operator) if isinstance(operator, str) else norm_gain(operator, norm)
+        return super().gain(site, i, norm, xs)
 
     def _kernel_gain(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         x = xs[0]
@@ -113,6 +123,9 @@ class ConvTranspose(_Convolving):
 
     ``output_shape`` and ``auto_pad`` decide the pads: total ``s (n - 1) + op + (k - 1) d + 1 - out``; ``SAME_UPPER`` begins with
     the smaller half, everything else with the larger one.
+
+    Kernel from data: gain of x as for Conv; gain of W ``sqrt(m) |x|_2`` in l2 with m windows over one output (Cauchy-Schwarz over the
+    products of one output), the largest channel sum in l1, ``m C max|x|`` in linf, C channels in a group.
     """
 
     def operator(self, site: Site) -> LinearOperator | str:
@@ -120,7 +133,10 @@ class ConvTranspose(_Convolving):
         constant = site.constant(1)
         if constant is None:
             return f"kernel {site.node.inputs[1]!r} is not constant"
-        weight, shape, out = weight_array(constant), site.shape(0), site.out_shape()
+        return self._operator(site, weight_array(constant))
+
+    def _operator(self, site: Site, weight: Array) -> LinearOperator | str:
+        shape, out = site.shape(0), site.out_shape()
         if not 3 <= len(shape) <= 5 or weight.ndim != len(shape):
             return f"transposed convolution of a tensor of rank {len(shape)}"
         groups = int(site.attr("group", 1))
@@ -152,11 +168,38 @@ class ConvTranspose(_Convolving):
                 return "the output shape does not follow from the pads"
             return pads
         totals = [f - o for f, o in zip(full, out, strict=True)]
-        if min(totals) < 0:
-            return "output_shape is larger than what the kernel reaches"
-        halves = [(t // 2, t - t // 2) for t in totals]
-        return tuple((small, large) if mode == "SAME_UPPER" else (large, small) for small, large in halves)
+        # Beyond what the kernel reaches there are only zeros, at the end.
+        halves = [(t // 2, t - t // 2) if t > 0 else (0, t) for t in totals]
+        return tuple(
+            (small, large) if mode == "SAME_UPPER" or t < 0 else (large, small) for t, (small, large) in zip(totals, halves, strict=True)
+        )
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
-        return self._bias_gain(site, norm) if i == 2 else super().gain(site, i, norm, xs)
+        if i == 2:
+            return self._bias_gain(site, norm)
+        return self._kernel_gain(site, norm, xs) if i == 1 else super().gain(site, i, norm, xs)
+
+    def _kernel_gain(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Gain:
+        """An output sums at most m products per channel of its group, m the windows that meet one output."""
+        x, shape, out = xs[0], site.shape(0), site.out_shape()
+        assert x is not None
+        found = window(site, site.shape(1)[2:])
+        if isinstance(found, str):
+            return Unknown(found)
+        pads = self._pads(site, found.kernel, found.strides, found.dilations)
+        if isinstance(pads, str):
+            return Unknown(pads)
+        overlap = replace(found, pads=pads).overlap(out[2:], shape[2:])
+        axes = tuple(range(len(shape)))
+        if norm == "l1":
+            size = group_norm(x.magnitudes(), shape, tuple(axis for axis in axes if axis != 1), "l1")
+        elif norm == "l2":
+            size = group_norm(x.magnitudes(), shape, axes, "l2")
+        else:
+            size = x.magnitude()
+        if not math.isfinite(size):
+            return Unbounded(f"{site.node.inputs[0]!r} is not bounded on the domain")
+        channels = shape[1] // max(1, int(site.attr("group", 1)))
+        factor = {"l1": ONE, "l2": Upper(overlap).sqrt(), "linf": Upper(overlap) * Upper(channels)}[norm]
+        return Finite(Upper(math.nextafter(size, math.inf)) * factor if size else ZERO, method="norm of the unfolded input")

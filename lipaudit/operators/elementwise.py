@@ -23,12 +23,15 @@ __all__ = ["Scalar"]
 
 Floats = NDArray[np.float64]
 
+# Element intervals that are looked at one by one: where the hull of all has a bound too, and where it has none.
+_FEW, _MANY = 32, 2048
+
 
 class Scalar(Rule):
     """y = f(x) elementwise, or f(x + b) where the entry names a bias input.
 
-    f has its slopes in [m, M] on the hull of all element intervals of x, so the gain is max(|m|, |M|) in every norm. Where f
-    jumps by at most d, ``|f(x) - f(y)| <= L |x - y| + d`` with the stated L. An element moves at most by the width of
+    f has its slopes in [m, M] on the element intervals of x (on their hull, if they are many), so the gain is max(|m|, |M|) in every
+    norm. Where f jumps by at most d, ``|f(x) - f(y)| <= L |x - y| + d`` with the stated L. An element moves at most by the width of
     its own value interval, so that may replace d, and L too where it is enough for all elements.
     """
 
@@ -137,7 +140,29 @@ class Scalar(Rule):
         if law.jump is not None and self._may_jump(law, x):
             return self._by_jumps(site, i, norm, x, law)
         slope = self.slope(site, xs)
-        return self._by_slope(site, i, norm, x, slope) if isinstance(slope, Ball) else slope
+        if isinstance(slope, Ball):
+            return self._by_slope(site, i, norm, x, self._one_by_one(law, x, slope, _FEW))
+        if isinstance(slope, Unbounded):  # the hull of all elements may hold a pole that no element can reach
+            apart = self._one_by_one(law, x, None, _MANY)
+            if apart.is_finite:
+                return self._by_slope(site, i, norm, x, apart)
+        return slope
+
+    @staticmethod
+    def _one_by_one(law: Law, x: Range, whole: Ball | None, most: int) -> Ball:
+        """Hull of f' over the interval of each element by itself, of at most ``most`` different ones; ``whole`` where there are more."""
+        lo, hi = np.broadcast_arrays(x.lo, x.hi)
+        pairs = np.unique(np.stack([lo.ravel(), hi.ravel()]), axis=1).T if 1 < lo.size <= 16 * most else np.empty((0, 2))
+        if not 0 < len(pairs) <= most:
+            return law.slope if whole is None else whole
+        found: Ball | None = None
+        for a, b in pairs.tolist():
+            slope = law.slope_on(a, b)
+            if not slope.is_finite:
+                return slope
+            found = slope if found is None else found.hull(slope)
+        assert found is not None
+        return found if whole is None else found.meet(whole)
 
     def _by_slope(self, site: Site, i: int, norm: Norm, x: Range, slope: Ball) -> Finite:
         copied = repeat_factor(_copies(site, i), norm)

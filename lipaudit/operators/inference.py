@@ -19,7 +19,8 @@ _RANDOM = "Dropout in training mode is random: not a function"
 class Dropout(Rule):
     """Output 0 is the input, output 1 (the mask) is all true.
 
-    Training: before opset 7 unless ``is_test`` is set (its default is 0); never in 7 to 11; from 12 if input 2 is true.
+    Training: before opset 7 unless ``is_test`` is set (its default is 0); never in 7 to 11; from 12 if input 2 is true
+    and the ratio (input 1) may be other than 0.
     """
 
     def _trains(self, site: Site) -> str | None:
@@ -32,7 +33,10 @@ class Dropout(Rule):
         mode = site.constant(2)
         if mode is None:
             return "whether Dropout trains is not known before the model runs"
-        return _RANDOM if bool(np.any(mode.array())) else None
+        if not np.any(mode.array()):
+            return None
+        ratio = site.constant(1)
+        return None if ratio is not None and not np.any(ratio.array()) else _RANDOM
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Of the input; in training anything."""

@@ -84,7 +84,8 @@ def _statistics_gains(site: Site, plan: Plan, norm: Norm) -> tuple[Gain, ...]:
     found: list[Gain] = []
     for k, value in enumerate(site.outputs[1:3]):
         mean_output = plan.core.centred and k == 0
-        slope = ZERO if value is None else mean_gain(plan.core.n, norm) if mean_output else inverse_deviation_gain(plan.core, norm)
+        inverse = inverse_deviation_gain(plan.core, norm, plan.spread.floor)
+        slope = ZERO if value is None else mean_gain(plan.core.n, norm) if mean_output else inverse
         ok = Finite(slope, method="mean" if mean_output else "inverse deviation")
         found.append(ok if slope.is_finite else Unbounded("the inverse deviation is not bounded without an epsilon"))
     return tuple(found)
@@ -95,7 +96,7 @@ def _statistics_ranges(site: Site, plan: Plan) -> tuple[Range, ...]:
     for k, value in enumerate(site.outputs[1:3]):
         shape = value.shape if value is not None and value.shape is not None else ()
         mean_output = plan.core.centred and k == 0
-        found.append(mean_range(shape, plan.x) if mean_output else inverse_deviation_range(shape, plan.core))
+        found.append(mean_range(shape, plan.x) if mean_output else inverse_deviation_range(shape, plan.core, plan.spread.floor))
     return tuple(found)
 
 
@@ -242,7 +243,7 @@ class SkipNormalization(Normalizing):
         for k, value in enumerate(site.outputs[1:4]):
             slope = ZERO
             if value is not None:
-                slope = (mean_gain(plan.core.n, norm), inverse_deviation_gain(plan.core, norm), ONE)[k]
+                slope = (mean_gain(plan.core.n, norm), inverse_deviation_gain(plan.core, norm, plan.spread.floor), ONE)[k]
             found.append(Finite(slope, method="sum") if slope.is_finite else Unbounded("the inverse deviation has no epsilon"))
         return tuple(found)
 
@@ -251,7 +252,7 @@ class SkipNormalization(Normalizing):
         found: list[Range] = []
         for k, value in enumerate(site.outputs[1:4]):
             shape = value.shape if value is not None and value.shape is not None else ()
-            makers = (mean_range(shape, plan.x), inverse_deviation_range(shape, plan.core), plan.x)
+            makers = (mean_range(shape, plan.x), inverse_deviation_range(shape, plan.core, plan.spread.floor), plan.x)
             found.append(makers[k])
         return tuple(found)
 

@@ -42,6 +42,8 @@ class Plan:
         Inputs of the body that move in some turn.
     stack_axes
         Axis of each stacked output.
+    batch
+        Samples that run side by side, each through its own turns (Scan-8: the first axis of states, slices and outputs); 0: no such axis.
     """
 
     body: Graph
@@ -58,6 +60,7 @@ class Plan:
     deciders: frozenset[int]
     moving: frozenset[str]
     stack_axes: tuple[int, ...]
+    batch: int = 0
 
     @property
     def stacked(self) -> range:

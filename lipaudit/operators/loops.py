@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from lipaudit.bounds.scalar import Norm
+from lipaudit.bounds.scalar import Norm, repeat_factor
 from lipaudit.graph.ir import Graph
 from lipaudit.operators.base import Gain, Rule, Site, Unknown
 from lipaudit.operators.branches import named_ranges
@@ -21,7 +22,7 @@ from lipaudit.operators.hull import hull
 from lipaudit.operators.loop_gains import outcome
 from lipaudit.operators.loop_plan import Plan, dependent, own_inputs
 from lipaudit.operators.loop_ranges import Walk, walk
-from lipaudit.operators.moves import flow_of, gain_of
+from lipaudit.operators.moves import Branch, Outcome, flow_of, gain_of
 from lipaudit.operators.range import Range, exact, reals
 
 __all__ = ["Loop", "Scan"]
@@ -44,7 +45,14 @@ class _Repeated(Rule):
 
     def _final(self, site: Site, o: int, plan: Plan, walked: Walk) -> Range:
         value = site.outputs[o]
-        shape = value.shape if value is not None and value.shape is not None else ()
+        whole = value.shape if value is not None and value.shape is not None else ()
+        found = self._of_one(whole[1:] if plan.batch else whole, o, plan, walked)
+        # What holds for every sample holds for the value that stacks them; distances of rows are within one sample.
+        return found.replace(shape=whole) if plan.batch else found
+
+    @staticmethod
+    def _of_one(shape: tuple[int, ...], o: int, plan: Plan, walked: Walk) -> Range:
+        """Output ``o`` of one sample."""
         states = len(plan.states)
         if o < states:
             found = walked.final(plan, o)
@@ -73,6 +81,8 @@ class _Repeated(Rule):
         found = outcome(site, plan, walked, norm)
         if isinstance(found, str):
             return Unknown(found)
+        if plan.batch:
+            found = _side_by_side(found, plan, norm)
         turns = "any number of" if plan.most is None else str(plan.most) if plan.fewest == plan.most else f"at most {plan.most}"
         return gain_of(found, i, norm, f"{turns} turns of its body")
 
@@ -144,32 +154,51 @@ def _trips(site: Site, xs: Sequence[Range | None], goes_on: bool) -> tuple[int, 
     return fewest, most
 
 
+def _side_by_side(found: Outcome, plan: Plan, norm: Norm) -> Outcome:
+    """Of ``batch`` independent samples: block-diagonal in what each has of its own; a captured value enters all of them."""
+    copies = repeat_factor(plan.batch, norm)
+    captured = {i for i, _ in plan.captured}
+    branches = tuple(
+        Branch(
+            tuple({i: slope * copies if i in captured else slope for i, slope in row.items()} for row in branch.slopes),
+            tuple(offset * copies for offset in branch.offsets),
+        )
+        for branch in found.branches
+    )
+    return replace(found, branches=branches, jumps=tuple(jump * copies for jump in found.jumps))
+
+
 class Scan(_Repeated):
-    """Inputs: states, then tensors that are read slice by slice, then captured values. Directions only permute."""
+    """Inputs: states, then tensors that are read slice by slice, then captured values. Directions only permute.
+
+    Version 8 has ``sequence_lens`` in front (refused where given) and a batch axis before all others: its samples are independent.
+    """
 
     def plan(self, site: Site, xs: Sequence[Range | None]) -> Plan | str:
         """As many turns as the scanned axis is long."""
-        if site.node.version and site.node.version < 9:
-            return "Scan of opset 8 has a batch axis of its own; convert the model to opset 9 or later"
+        batched = 0 < site.node.version < 9
+        if batched and site.has(0):
+            return "the lengths of the sequences (input 0 of Scan-8) decide how many turns each sample takes"
         body: Graph = site.node.attrs["body"]
         own = own_inputs(site)
+        begin = 1 if batched else 0
         scanned = int(site.attr("num_scan_inputs", 0))
-        count = own - scanned
+        count = own - begin - scanned
         names = [value.name for value in body.inputs]
-        if len(names) != own or len(body.outputs) < count:
+        if len(names) != own - begin or len(body.outputs) < count:
             return "its body does not fit its inputs"
-        initial = xs[:count]
-        if any(x is None for x in xs[:own]):
+        if any(x is None or (batched and not x.shape) for x in xs[begin:own]):
             return "the shape of its inputs is not known"
-        axes = tuple(site.attr("scan_input_axes") or (0,) * scanned)
-        states = tuple((k, names[k]) for k in range(count))
-        slices = tuple((k, names[k]) for k in range(count, own))
+        inner = [_slice(x, 0) if batched and x is not None else x for x in xs[begin:own]]
+        axes = (0,) * scanned if batched else tuple(site.attr("scan_input_axes") or (0,) * scanned)
+        states = tuple((begin + k, names[k]) for k in range(count))
+        slices = tuple((begin + k, names[k]) for k in range(count, own - begin))
         captured = tuple((i, site.node.inputs[i]) for i in range(own, len(site.node.inputs)))
         known = named_ranges(site, xs)
         given = {name: known[name] for _, name in captured if name in known}
         turns: set[int] = set()
         for (i, name), axis in zip(slices, axes, strict=True):
-            x = xs[i]
+            x = inner[i - begin]
             assert x is not None
             if not x.shape:
                 return "a scanned input has no axis"
@@ -181,9 +210,10 @@ class Scan(_Repeated):
         start = [name for i, name in (*states, *slices, *captured) if site.moving[i]]
         moving, _ = dependent(body, start, [name for _, name in states], 0)
         stacked = len(body.outputs) - count
+        out_axes = (0,) * stacked if batched else tuple(site.attr("scan_output_axes") or (0,) * stacked)
         return Plan(
-            body, states, slices, captured, tuple(x for x in initial if x is not None), given, "", 0, most, most, False,
-            frozenset(), moving, tuple(site.attr("scan_output_axes") or (0,) * stacked),
+            body, states, slices, captured, tuple(x for x in inner[:count] if x is not None), given, "", 0, most, most, False,
+            frozenset(), moving, out_axes, site.shape(begin)[0] if batched else 0,
         )  # fmt: skip
 
 

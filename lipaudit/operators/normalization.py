@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,10 @@ from lipaudit.bounds.operator import LinearOperator
 from lipaudit.bounds.scalar import ONE, Lower, Norm, Upper
 from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown, scaled
+from lipaudit.operators.batch_moving import moving_gain, moving_range
 from lipaudit.operators.flow import Flow
 from lipaudit.operators.range import Range, reals, up, widen
+from lipaudit.operators.training import BatchStatistics
 
 __all__ = ["LRN", "BatchNormalization"]
 
@@ -27,9 +30,14 @@ _ERROR = 2.0**-51
 class BatchNormalization(Rule):
     """``y = g (x - m) / sqrt(v + eps) + b`` per channel with stored statistics: diagonal, gain ``max |g| / sqrt(v + eps)``, exact.
 
-    Training mode (statistics of the batch) is refused: by the spelling of each version (1, 6: ``is_test`` 0, the default; 7, 9:
-    extra outputs; 14, 15: ``training_mode``). Before version 9 ``spatial=0`` has statistics per position.
+    Training mode (statistics of the batch, see :class:`BatchStatistics`) by the spelling of each version: 1, 6: ``is_test`` 0, the
+    default; 7, 9: extra outputs; 14, 15: ``training_mode``. Before version 9 ``spatial=0`` has statistics per position.
+    Parameters that move: see ``batch_moving``.
     """
+
+    def __init__(self, kind: str, params: Mapping[str, Any]) -> None:
+        super().__init__(kind, params)
+        self._batch = BatchStatistics(kind, params)
 
     def _training(self, site: Site) -> bool:
         version = site.node.version
@@ -41,8 +49,6 @@ class BatchNormalization(Rule):
 
     def _scale(self, site: Site) -> tuple[Floats, list[Floats]] | str:
         """``g / sqrt(v + eps)`` (relative error at most 2^-51) and g, b, m, v, shaped to broadcast to x; or why not."""
-        if self._training(site):
-            return "training mode: the statistics are those of the batch"
         stored = [site.constant(i) for i in range(1, 5)]
         if any(constant is None for constant in stored):
             return "scale, bias or statistics are not constant"
@@ -63,6 +69,11 @@ class BatchNormalization(Rule):
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """``(x - m) s + b``, outward."""
+        if self._training(site):
+            return self._batch.range(site, xs)
+        if any(site.moving[1:5]):
+            own = moving_range(site, xs)
+            return (own, *(reals(value.shape) for value in site.outputs[1:] if value is not None and value.shape is not None))
         x, found = xs[0], self._scale(site)
         if x is None or isinstance(found, str):
             return tuple(reals(value.shape) for value in site.outputs if value is not None and value.shape is not None)
@@ -76,11 +87,13 @@ class BatchNormalization(Rule):
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
+        if self._training(site):
+            return self._batch.gain(site, i, norm, xs)
+        if any(site.moving[1:5]):
+            return moving_gain(site, i, norm, xs)
         found = self._scale(site)
         if isinstance(found, str):
             return Unknown(found)
-        if i:
-            return Unknown(f"input {i} ({site.node.inputs[i]!r}) depends on the source")
         scale, (factor, _, _, variance) = found
         # The largest is found in doubles (with room for their error), then evaluated with balls from the stored values.
         top = float(np.max(np.abs(scale), initial=0.0))
@@ -94,7 +107,7 @@ class BatchNormalization(Rule):
 
     def linear(self, site: Site, i: int) -> LinearOperator | None:
         """The map itself."""
-        found = self._scale(site)
+        found = "training" if self._training(site) else self._scale(site)
         if i or isinstance(found, str):
             return None
         shape = site.shape(0)
@@ -102,6 +115,8 @@ class BatchNormalization(Rule):
 
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """How parts move, see the class."""
+        if self._training(site):
+            return self._batch.flow(site, flows, gains, norm)
         flow, gain = flows[0], gains[0]
         if flow is None or gain is None or any(other is not None for other in flows[1:]):
             return super().flow(site, flows, gains, norm)

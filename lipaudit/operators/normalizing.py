@@ -229,17 +229,27 @@ def mean_gain(n: int, norm: Norm) -> Upper:
     return inverse if norm == "l1" else inverse.sqrt() if norm == "l2" else Upper(1)
 
 
-def inverse_deviation_gain(core: Radial, norm: Norm) -> Upper:
-    """Of ``1/s``, s under the root: ``|z|/(n s^2) <= 2/(sqrt(27) sqrt(n) eps)`` in l2 and l1, sqrt(n) times that in linf."""
-    if core.is_constant or not core.eps > 0:
-        return ZERO if core.is_constant else Upper(math.inf)
-    top = Upper(2) / (Lower(27).sqrt() * Lower(core.eps))
-    return top if norm == "linf" else top / Lower(core.n).sqrt()
+def inverse_deviation_gain(core: Radial, norm: Norm, floor: float = 0.0) -> Upper:
+    """Of ``1/s``, ``s = sqrt(r^2/n + eps)``, for groups with ``r = |Px| >= floor``: in l2 and l1 ``r/(n s^3)``, sqrt(n) times that in linf.
+
+    It is largest, ``2/(sqrt(27) sqrt(n) eps)``, at ``r^2/n = eps/2`` and decreases from there: a floor beyond that point gives its own
+    value.
+    """
+    if core.is_constant:
+        return ZERO
+    top = Upper(math.inf)
+    if core.eps > 0:
+        top = Upper(2) / (Lower(27).sqrt() * Lower(core.n).sqrt() * Lower(core.eps))
+    r, n = Lower(floor), Upper(core.n)
+    if floor > 0 and r * r / n >= Lower(core.eps):
+        inverse = core.inverse_scale(floor)
+        top = min(top, Upper(floor) * inverse * inverse * inverse / Lower(core.n))
+    return top * n.sqrt() if norm == "linf" else top
 
 
-def inverse_deviation_range(shape: tuple[int, ...], core: Radial) -> Range:
-    """``1/s`` lies in (0, 1/sqrt(eps)]."""
-    top = core.inverse_scale(0.0)
+def inverse_deviation_range(shape: tuple[int, ...], core: Radial, floor: float = 0.0) -> Range:
+    """``1/s`` lies in (0, 1/s0], s0 the least s of groups with ``|Px| >= floor``."""
+    top = core.inverse_scale(floor)
     return Range(shape, np.asarray(0.0), np.asarray(float(top)))
 
 

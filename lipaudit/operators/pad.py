@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.scalar import Norm
-from lipaudit.operators.base import Gain, Site, Unknown
+from lipaudit.bounds.scalar import Norm, repeat_factor
+from lipaudit.operators.base import Finite, Gain, Site, Unknown, scaled
+from lipaudit.operators.broadcast import stack_flows
+from lipaudit.operators.flow import Flow, flatten
 from lipaudit.operators.interval import Interval
 from lipaudit.operators.movement import Movement, integers
 from lipaudit.operators.range import Range
@@ -24,7 +26,7 @@ class Pad(Movement):
     """Each axis by itself: a list of source indices (-1: the constant), from which copies are counted.
 
     reflect: an inner element near both ends occurs up to three times; edge: the end ``1 + max(a, b)`` times; wrap: as often as
-    ``i mod n`` hits it. Negative pads crop first.
+    ``i mod n`` hits it. Negative pads crop first. A padding value that moves fills k elements: ``k**(1/p)``, beside the data as in Concat.
     """
 
     def _pads(self, site: Site) -> list[tuple[int, int]] | None:
@@ -115,9 +117,25 @@ class Pad(Movement):
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
-        if i == 2:
-            return Unknown("the padding value depends on the source")
-        return super().gain(site, i, norm, xs)
+        if i != 2:
+            return super().gain(site, i, norm, xs)
+        problem = self.problem(site)
+        if problem is not None:
+            return Unknown(problem)
+        live = math.prod(sum(index >= 0 for index in self._indices(site, axis)) for axis in range(len(site.shape(0))))
+        copies = math.prod(site.out_shape()) - live
+        return Finite(repeat_factor(copies, norm), method="copies of the padding value", evidence={"copies": copies})
+
+    def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
+        """The padding value fills elements of its own."""
+        new, gain = (flows[2], gains[2]) if len(flows) > 2 else (None, None)
+        if new is None or gain is None:
+            return super().flow(site, flows, gains, norm)
+        parts = [scaled(site, flatten(new, norm), gain, norm)]
+        others = [None if k == 2 else flow for k, flow in enumerate(flows)]
+        if any(flow is not None for flow in others):
+            parts += super().flow(site, others, [None if k == 2 else found for k, found in enumerate(gains)], norm)
+        return (stack_flows(parts, norm),)
 
     def described(self, site: Site, x: Range, moved: Range) -> Range:
         """Norms of rows, where kept."""

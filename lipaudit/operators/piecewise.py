@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper
+from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, repeat_factor
 from lipaudit.operators import interval
+from lipaudit.operators.arithmetic import group_norm
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded
-from lipaudit.operators.broadcast import add_flows, contributions, copy_factor, operand
+from lipaudit.operators.broadcast import add_flows, contributions, copied_axes, operand
 from lipaudit.operators.flow import Flow
 from lipaudit.operators.range import Range, widen
 
@@ -31,8 +32,8 @@ class Elementwise(Rule):
 class Clip(Elementwise):
     """``y = min(max(x, lo), hi)``; with lo > hi the constant hi.
 
-    In x the slope is 0 or 1: the gain is 1 unless every element saturates on its range. A bound that moves is copied to all
-    n elements: ``n**(1/p)``, because min and max are 1-Lipschitz in each operand. Bounds are attributes before opset 11.
+    In x the slope is 0 or 1: the gain is 1 unless every element saturates on its range. A bound that moves is copied to the n
+    elements that it may decide: ``n**(1/p)``, because min and max are 1-Lipschitz in each operand. Bounds are attributes before opset 11.
     """
 
     def _bounds(self, site: Site, xs: Sequence[Range | None]) -> tuple[interval.Interval, interval.Interval]:
@@ -75,18 +76,27 @@ class Clip(Elementwise):
         x = xs[0]
         lo, hi = self._bounds(site, xs)
         if i:
-            return Finite(copy_factor(site, i, norm), method="selection")
+            return Finite(repeat_factor(self._selected(site, i, x, lo, hi), norm), method="selection")
         if x is None:
             return Finite(ONE, method="slope 0 or 1")
         saturated = (x.hi <= lo[0]) | (x.lo >= hi[1]) | (lo[0] >= hi[1])
         return Finite(ZERO if bool(np.all(saturated)) else ONE, method="slope 0 or 1")
+
+    @staticmethod
+    def _selected(site: Site, i: int, x: Range | None, lo: interval.Interval, hi: interval.Interval) -> int:
+        """How many elements a bound may decide on the range."""
+        shape = site.out_shape()
+        if x is None:
+            return math.prod(shape)
+        wins = (x.lo < lo[1]) & (lo[0] < hi[1]) if i == 1 else (np.maximum(x.hi, lo[1]) > hi[0])
+        return int(np.count_nonzero(np.broadcast_to(wins, shape)))
 
 
 class PRelu(Elementwise):
     """``y = x`` for x >= 0, ``s x`` below, s per element (unidirectional broadcasting).
 
     Gain of x: the largest of 1 (where x may be positive) and |s| (where it may be negative). Gain of s: the largest
-    ``|(max(0, -x))|_p`` over the elements that one s feeds, at most ``k**(1/p) max(0, -inf x)``.
+    ``|(max(0, -x))|_p`` over the elements that one s feeds.
     """
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
@@ -121,7 +131,7 @@ class PRelu(Elementwise):
         if i == 0:
             slope = self._slope(x, operand(site, 1, self._given(site, xs, 1)))
             return Finite(Upper(slope), method="slope 1 or s")
-        depth = float(np.max(np.maximum(-x[0], 0.0))) if x[0].size else 0.0
-        if math.isinf(depth):
+        depth = group_norm(np.maximum(-x[0], 0.0), site.out_shape(), copied_axes(site, 1), norm)
+        if not math.isfinite(depth):
             return Unbounded("a slope of PRelu moves and its input has no lower end")
-        return Finite(Upper(depth) * copy_factor(site, 1, norm), method="largest negative input times copies")
+        return Finite(Upper(depth), method="negative inputs of the elements that share a slope")

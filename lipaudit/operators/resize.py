@@ -1,15 +1,14 @@
-"""Resize and Upsample: nearest as a selection, linear and cubic as one matrix per axis.
+"""Resize and Upsample: nearest as a selection, linear and cubic as one matrix per axis (``resize_axes`` makes them).
 
-Coordinates are exact rationals of the stored (float32) scales; weights follow from them exactly. In real arithmetic linear and
-cubic interpolation are continuous in the coordinate; nearest is not, so an output within 1e-5 of a tie counts for both neighbours
-(runtimes compute coordinates in float32), unless the scale is a power of two and float32 is exact.
+In real arithmetic linear and cubic interpolation are continuous in the coordinate; nearest is not, so an output within 1e-5 of a tie
+counts for both neighbours (runtimes compute coordinates in float32), unless the scale is a power of two and float32 is exact. With
+cropping the same holds at the border of the image, beyond which an output is a stored number.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -21,51 +20,24 @@ from lipaudit.bounds.scalar import ONE, Norm, repeat_factor
 from lipaudit.operators.averages import AxisMatrix, average_gain, average_operator
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown, scaled
 from lipaudit.operators.flow import Flow
+from lipaudit.operators.movement import integers
 from lipaudit.operators.range import Range, reals
+from lipaudit.operators.resize_axes import TIE, ResizeAxis, cubic, nearest, placed, stretched
 
 __all__ = ["Resize"]
 
 Floats = NDArray[np.float64]
 
-_TIE = Fraction(1, 100_000)
-_HALF = Fraction(1, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """One axis: lengths, scale, and whether float32 coordinates are exact."""
-
-    axis: int
-    inputs: int
-    outputs: int
-    scale: Fraction
-
-    @property
-    def exact(self) -> bool:
-        """True if float32 computes the coordinates exactly."""
-        top, bottom = self.scale.numerator, self.scale.denominator
-        return top & (top - 1) == 0 and bottom & (bottom - 1) == 0 and max(self.inputs, self.outputs) < 1 << 20
-
-    def coordinate(self, o: int, mode: str) -> Fraction:
-        """Position in the input that output ``o`` reads."""
-        if mode == "asymmetric":
-            return o / self.scale
-        if mode == "align_corners":
-            return Fraction(o * (self.inputs - 1), self.outputs - 1) if self.outputs > 1 else Fraction(0)
-        if mode == "pytorch_half_pixel" and self.outputs == 1:
-            return Fraction(0)
-        x = (o + _HALF) / self.scale - _HALF
-        if mode == "half_pixel_symmetric":
-            # The output is centred: adjustment = real output length / (scale * input length).
-            x += Fraction(self.inputs, 2) * (1 - self.outputs / (self.scale * self.inputs))
-        return x
-
-
-_MODES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")
+_CROP = "tf_crop_and_resize"
+_MODES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric", _CROP)
 
 
 class Resize(Rule):
-    """All versions of Resize and Upsample without antialiasing and cropping (those are refused with the reason)."""
+    """All versions of Resize and Upsample.
+
+    Antialiasing stretches the kernel of an axis that shrinks. Beyond the border the specification repeats the edge, where runtimes
+    renormalise the weights inside: the gain is the larger of both.
+    """
 
     def _mode(self, site: Site) -> str:
         mode = str(site.attr("mode", "nearest"))
@@ -76,7 +48,7 @@ class Resize(Rule):
             return "asymmetric"
         return str(site.attr("coordinate_transformation_mode", "half_pixel"))
 
-    def _scales(self, site: Site) -> list[float] | str | None:
+    def _scales(self, site: Site) -> Sequence[float | Fraction] | str | None:
         """Scales of all axes; None if sizes are given; a sentence if they are not constant."""
         node = site.node
         rank = len(site.shape(0))
@@ -99,31 +71,67 @@ class Resize(Rule):
             full[axis] = scale
         return full
 
-    def _axes(self, site: Site) -> list[_Axis] | str:
+    def _axes(self, site: Site) -> list[ResizeAxis] | str:
         if self._coordinates(site) not in _MODES:
             return f"coordinate_transformation_mode {self._coordinates(site)!r} has no rule"
-        if site.attr("antialias", 0):
-            return "antialias=1 has no rule"
-        if str(site.attr("keep_aspect_ratio_policy", "stretch")) != "stretch":
-            return "keep_aspect_ratio_policy other than 'stretch' has no rule"
         if self._mode(site) not in ("nearest", "linear", "cubic"):
             return f"mode {self._mode(site)!r} has no rule"
         scales = self._scales(site)
-        if isinstance(scales, str):
-            return scales
-        found: list[_Axis] = []
+        if scales is None:
+            scales = self._common_scale(site)
+        crops = self._crops(site)
+        if isinstance(scales, str) or isinstance(crops, str):
+            return scales if isinstance(scales, str) else str(crops)
+        found: list[ResizeAxis] = []
         for axis, (n, o) in enumerate(zip(site.shape(0), site.out_shape(), strict=True)):
             scale = Fraction(scales[axis]) if scales is not None else (Fraction(o, n) if n else Fraction(1))
             if scale <= 0 or n == 0 or o == 0:
                 return "an axis is empty or its scale is not positive"
-            if n == o and scale == 1:
+            crop = crops[axis] if crops is not None else None
+            if n == o and scale == 1 and crop in (None, (0, 1)):
                 continue
-            found.append(_Axis(axis, n, o, scale))
+            found.append(ResizeAxis(axis, n, o, scale, crop))
         return found
+
+    def _common_scale(self, site: Site) -> list[Fraction] | str | None:
+        """One scale for all resized axes where the aspect ratio is kept: the least or the largest of those that the sizes ask for."""
+        policy = str(site.attr("keep_aspect_ratio_policy", "stretch"))
+        if policy == "stretch":
+            return None
+        if policy not in ("not_larger", "not_smaller"):
+            return f"keep_aspect_ratio_policy {policy!r} is not one that is known"
+        sizes, shape = integers(site, 3, "sizes"), site.shape(0)
+        axes = [int(axis) % len(shape) for axis in site.attr("axes") or range(len(shape))]
+        if sizes is None or len(sizes) != len(axes) or any(shape[axis] == 0 for axis in axes) or not axes:
+            return "the sizes are not constant"
+        asked = [Fraction(size, shape[axis]) for size, axis in zip(sizes, axes, strict=True)]
+        common = min(asked) if policy == "not_larger" else max(asked)
+        return [common if axis in axes else Fraction(1) for axis in range(len(shape))]
+
+    def _crops(self, site: Site) -> list[tuple[Fraction, Fraction]] | str | None:
+        """For ``tf_crop_and_resize`` begin and end of each axis, in units of its length."""
+        if self._coordinates(site) != _CROP:
+            return None
+        constant, rank = site.constant(1), len(site.shape(0))
+        if constant is None:
+            return "the region that is cropped (roi) is not constant"
+        numbers = [Fraction(float(x)) for x in np.asarray(constant.array()).ravel()]
+        axes = [int(axis) % rank for axis in site.attr("axes") or range(rank)]
+        if len(numbers) != 2 * len(axes):
+            return "the region that is cropped (roi) does not fit the axes"
+        found = [(Fraction(0), Fraction(1))] * rank
+        for k, axis in enumerate(axes):
+            found[axis] = (numbers[k], numbers[k + len(axes)])
+        return found
+
+    def _leaves(self, site: Site, axes: Sequence[ResizeAxis]) -> bool:
+        """True if an output may be the stored number for what lies outside."""
+        mode = self._coordinates(site)
+        return any(axis.may_leave(axis.coordinate(o, mode)) for axis in axes if axis.crop is not None for o in range(axis.outputs))
 
     # ------------------------------------------------------------------ nearest
 
-    def _choices(self, site: Site, axis: _Axis) -> list[tuple[int, ...]]:
+    def _choices(self, site: Site, axis: ResizeAxis) -> list[tuple[int, ...]]:
         """For each output the inputs that it may copy (two near a tie)."""
         legacy = site.node.op == "Upsample" or site.node.version < 11
         rounding = "floor" if legacy else str(site.attr("nearest_mode", "round_prefer_floor"))
@@ -131,13 +139,16 @@ class Resize(Rule):
         found: list[tuple[int, ...]] = []
         for o in range(axis.outputs):
             x = axis.coordinate(o, mode)
-            candidates = {_nearest(x, rounding)}
+            if axis.must_leave(x):
+                found.append(())
+                continue
+            candidates = {nearest(x, rounding)}
             if not axis.exact:
-                candidates |= {_nearest(x - _TIE, rounding), _nearest(x + _TIE, rounding)}
+                candidates |= {nearest(x - TIE, rounding), nearest(x + TIE, rounding)}
             found.append(tuple(sorted({min(max(i, 0), axis.inputs - 1) for i in candidates})))
         return found
 
-    def _copies(self, site: Site, axes: Sequence[_Axis]) -> int:
+    def _copies(self, site: Site, axes: Sequence[ResizeAxis]) -> int:
         copies = 1
         for axis in axes:
             counts = np.zeros(axis.inputs, dtype=np.int64)
@@ -148,44 +159,71 @@ class Resize(Rule):
 
     # ------------------------------------------------------------------ linear and cubic
 
-    def _matrices(self, site: Site, axes: Sequence[_Axis]) -> list[AxisMatrix]:
-        mode, cubic = self._coordinates(site), self._mode(site) == "cubic"
+    def _matrices(self, site: Site, axes: Sequence[ResizeAxis], *, inside: bool = False) -> list[AxisMatrix]:
+        """``inside``: weights beyond the border are left out and the rest renormalised, whatever the attributes say."""
+        mode, is_cubic = self._coordinates(site), self._mode(site) == "cubic"
         a = Fraction(float(site.attr("cubic_coeff_a", -0.75)))
-        outside = bool(site.attr("exclude_outside", 0))
+        outside = inside or (bool(site.attr("exclude_outside", 0)) and (is_cubic or self._antialiased(site, axes)))
+        smooth = bool(site.attr("antialias", 0))
         matrices: list[AxisMatrix] = []
         for axis in axes:
             rows: list[Mapping[int, Fraction]] = []
             for o in range(axis.outputs):
                 x = axis.coordinate(o, mode)
+                if axis.must_leave(x):
+                    rows.append({})
+                    continue
                 base = math.floor(x)
-                weights = _cubic(x - base, a) if cubic else {0: 1 - (x - base), 1: x - base}
-                rows.append(_placed(weights, base, axis.inputs, outside and cubic))
+                if smooth and axis.scale < 1:
+                    weights = stretched(x - base, axis.scale, a if is_cubic else None)
+                else:
+                    weights = cubic(x - base, a) if is_cubic else {0: 1 - (x - base), 1: x - base}
+                rows.append(placed(weights, base, axis.inputs, outside))
             matrices.append(AxisMatrix(axis.axis, axis.inputs, tuple(rows)))
         return matrices
+
+    def _antialiased(self, site: Site, axes: Sequence[ResizeAxis]) -> bool:
+        return bool(site.attr("antialias", 0)) and any(axis.scale < 1 for axis in axes)
 
     # ------------------------------------------------------------------ the questions
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
-        """Nearest and linear stay between the ends; cubic overshoots: its matrices on the intervals."""
+        """Nearest and linear stay between the ends; cubic overshoots: its matrices on the intervals. Cropping adds a number."""
         x, shape = xs[0], site.out_shape()
         axes = self._axes(site)
         if x is None or isinstance(axes, str):
             return (reals(shape),)
-        mode = self._mode(site)
+        found = self._reach(site, x, axes)
+        if not self._leaves(site, axes):
+            return (found,)
+        new = float(site.attr("extrapolation_value", 0.0))
+        return (Range(shape, np.minimum(found.lo, new), np.maximum(found.hi, new)),)
+
+    def _reach(self, site: Site, x: Range, axes: Sequence[ResizeAxis]) -> Range:
+        """Range of what reads the input."""
+        mode, shape = self._mode(site), site.out_shape()
         if mode != "cubic" or not axes:
             lo, hi = np.broadcast_arrays(x.lo, x.hi)
             lo, hi = (end.reshape((1,) * (len(shape) - end.ndim) + end.shape) for end in (lo, hi))
             for axis in axes:
                 if lo.shape[axis.axis] == 1:
                     continue
-                choices = self._choices(site, axis) if mode == "nearest" else [tuple(row) for row in self._matrices(site, [axis])[0].rows]
+                choices = self._choices(site, axis) if mode == "nearest" else self._reads(site, axis)
+                choices = [choice or (0,) for choice in choices]  # outside: replaced by the stored number
                 lo = np.stack([lo.take(choice, axis=axis.axis).min(axis=axis.axis) for choice in choices], axis=axis.axis)
                 hi = np.stack([hi.take(choice, axis=axis.axis).max(axis=axis.axis) for choice in choices], axis=axis.axis)
-            return (Range(shape, lo, hi, integral=x.integral and mode == "nearest"),)
+            return Range(shape, lo, hi, integral=x.integral and mode == "nearest")
         if not np.any(np.isfinite(x.lo)) and not np.any(np.isfinite(x.hi)):
-            return (reals(shape),)
+            return reals(shape)
         lo, hi = average_operator(self._matrices(site, axes), site.shape(0)).enclose(x.lo, x.hi)
-        return (Range(shape, lo, hi),)
+        if self._antialiased(site, axes):
+            other = average_operator(self._matrices(site, axes, inside=True), site.shape(0)).enclose(x.lo, x.hi)
+            lo, hi = np.minimum(lo, other[0]), np.maximum(hi, other[1])
+        return Range(shape, lo, hi)
+
+    def _reads(self, site: Site, axis: ResizeAxis) -> list[tuple[int, ...]]:
+        """For each output the inputs with a weight."""
+        return [tuple(row) for row in self._matrices(site, [axis])[0].rows]
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
@@ -199,12 +237,18 @@ class Resize(Rule):
         if self._mode(site) == "nearest":
             copies = self._copies(site, axes)
             return Finite(repeat_factor(copies, norm), method="selection", evidence={"copies": copies})
-        return average_gain(self._matrices(site, axes), norm)
+        found = average_gain(self._matrices(site, axes), norm)
+        if not self._antialiased(site, axes):
+            return found
+        other = average_gain(self._matrices(site, axes, inside=True), norm)
+        return other if isinstance(other, Finite) and isinstance(found, Finite) and other.slope > found.slope else found
 
     def linear(self, site: Site, i: int) -> LinearOperator | None:
         """The map itself."""
         axes = self._axes(site)
         if i or isinstance(axes, str) or not axes:
+            return None
+        if self._antialiased(site, axes) or self._leaves(site, axes):
             return None
         if self._mode(site) != "nearest":
             return average_operator(self._matrices(site, axes), site.shape(0))
@@ -228,38 +272,3 @@ class Resize(Rule):
         if flow is None or gain is None or whole or isinstance(axes, str) or any(axis.axis == flow.axis for axis in axes):
             return super().flow(site, flows, gains, norm)
         return (scaled(site, flow, gain, norm, keep_parts=True),)
-
-
-def _nearest(x: Fraction, rounding: str) -> int:
-    if rounding == "floor":
-        return math.floor(x)
-    if rounding == "ceil":
-        return math.ceil(x)
-    if rounding == "round_prefer_ceil":
-        return math.floor(x + _HALF)
-    return math.ceil(x - _HALF)
-
-
-def _cubic(t: Fraction, a: Fraction) -> dict[int, Fraction]:
-    """Keys' cubic convolution kernel with coefficient ``a`` at distances ``1 + t, t, 1 - t, 2 - t`` (offsets -1 .. 2)."""
-
-    def near(s: Fraction) -> Fraction:
-        return ((a + 2) * s - (a + 3)) * s * s + 1
-
-    def far(s: Fraction) -> Fraction:
-        return ((a * s - 5 * a) * s + 8 * a) * s - 4 * a
-
-    return {-1: far(1 + t), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
-
-
-def _placed(weights: Mapping[int, Fraction], base: int, inputs: int, exclude_outside: bool) -> dict[int, Fraction]:
-    """Weights by input; outside ones go to the edge, or are left out and the rest renormalised."""
-    if exclude_outside:
-        inside = {base + k: w for k, w in weights.items() if 0 <= base + k < inputs}
-        whole = sum(inside.values(), Fraction(0))
-        return {i: w / whole for i, w in inside.items()} if whole else inside
-    row: dict[int, Fraction] = {}
-    for k, weight in weights.items():
-        i = min(max(base + k, 0), inputs - 1)
-        row[i] = row.get(i, Fraction(0)) + weight
-    return {i: weight for i, weight in row.items() if weight} or {min(max(base, 0), inputs - 1): Fraction(0)}

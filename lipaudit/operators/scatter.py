@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper
+from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, combine, dual
 from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown, scaled
 from lipaudit.operators.broadcast import add_flows, stack_flows
 from lipaudit.operators.flow import Flow, flatten
-from lipaudit.operators.range import Range, reals
+from lipaudit.operators.outputs import finite_or
+from lipaudit.operators.range import Range, down, up, widen
 
 __all__ = ["Scatter"]
 
@@ -26,7 +27,9 @@ class Scatter(Rule):
 
     reduction none: each output element copies one element of data or updates, so both have gain 1 (data 0 where all is
     overwritten) and join like Concat, whatever the order in which duplicates are written. add: data 1, updates
-    ``1, sqrt(m), m`` with m = most updates of one cell. max, min: as Max, 1 each. mul: refused.
+    ``1, sqrt(m), m`` with m = most updates of one cell. max, min: as Max, 1 each.
+    mul: a cell is the product of data and its m updates; a block of one row, ``prod |u|`` for data and ``|x| prod_{l != j} |u_l|`` for
+    update j, taken at the ends of the ranges.
     """
 
     def _reduction(self, site: Site) -> str:
@@ -57,23 +60,22 @@ class Scatter(Rule):
         data, updates = xs[0], xs[2]
         assert data is not None and updates is not None
         shape, reduction, cells = site.out_shape(), self._reduction(site), self._cells(site)
-        if reduction == "mul":
-            return (reals(shape),)
         integral = data.integral and updates.integral
         low, high = data.full()
         if cells is None:
-            if reduction == "add":
-                return (reals(shape),)
+            if reduction in ("add", "mul"):
+                return (self._anywhere(shape, reduction, data, updates),)
             if updates.size == 0:
                 return (data,)
             return (Range(shape, np.minimum(low, np.min(updates.lo)), np.maximum(high, np.max(updates.hi)), integral=integral),)
         lo, hi = low.copy().ravel(), high.copy().ravel()
         new_lo, new_hi = (np.ascontiguousarray(end).ravel() for end in updates.full())
         at = cells.ravel()
-        if reduction == "add":
+        if reduction in ("add", "mul"):
             ends = (lo, hi)
+            join_one = interval.add if reduction == "add" else interval.multiply
             for cell, a, b in zip(at.tolist(), new_lo.tolist(), new_hi.tolist(), strict=True):
-                one = interval.add((np.asarray(ends[0][cell]), np.asarray(ends[1][cell])), (np.asarray(a), np.asarray(b)))
+                one = join_one((np.asarray(ends[0][cell]), np.asarray(ends[1][cell])), (np.asarray(a), np.asarray(b)))
                 ends[0][cell], ends[1][cell] = float(one[0]), float(one[1])
         else:
             if reduction == "none":
@@ -89,7 +91,7 @@ class Scatter(Rule):
         if i == 1:
             return self._jump(site, norm, xs)
         if reduction == "mul":
-            return Unknown("reduction 'mul' is a product of both inputs")
+            return self._factor(site, i, norm, xs, cells)
         if i == 0:
             overwritten = reduction == "none" and cells is not None and np.unique(cells).size == math.prod(site.shape(0))
             return Finite(ZERO if overwritten else ONE, method="selection")
@@ -100,6 +102,46 @@ class Scatter(Rule):
         if not most:
             return Finite(ZERO, method="no updates")
         return Finite({"l1": ONE, "l2": Upper(most).sqrt(), "linf": Upper(most)}[norm], method="sum", evidence={"updates": most})
+
+    @staticmethod
+    def _anywhere(shape: tuple[int, ...], reduction: str, data: Range, updates: Range) -> Range:
+        """Sums and products where any number of updates may meet in a cell."""
+        count, size = updates.size, updates.magnitude()
+        if reduction == "add":
+            reach = widen(count * size, count + 2) if count else 0.0
+            return Range(shape, down(data.lo - reach), up(data.hi + reach)) if count else data
+        top = Upper(data.magnitude())
+        for _ in range(count if size > 1 else 0):
+            top = top * Upper(size)
+        end = float(top)
+        return Range(shape, np.asarray(-end), np.asarray(end))
+
+    def _factor(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None], cells: Integers | None) -> Gain:
+        """Of a product: norms of the rows of the class, cell by cell."""
+        data, updates = xs[0], xs[2]
+        assert data is not None and updates is not None
+        if cells is None:
+            return Unknown("which factors meet in a cell depends on the source")
+        factors: dict[int, list[Upper]] = {}
+        sizes = np.broadcast_to(updates.magnitudes(), updates.shape).ravel()
+        for cell, size in zip(cells.ravel().tolist(), sizes.tolist(), strict=True):
+            factors.setdefault(cell, []).append(Upper(size))
+        untouched = len(factors) < math.prod(site.shape(0))
+        slope = ONE if untouched and i == 0 else ZERO
+        values = np.broadcast_to(data.magnitudes(), data.shape).ravel()
+        for cell, own in factors.items():
+            before = [ONE]
+            for factor in own:
+                before.append(before[-1] * factor)
+            if i == 0:
+                slope = max(slope, before[-1])
+                continue
+            after, row = Upper(float(values[cell])), list[Upper]()
+            for k in reversed(range(len(own))):
+                row.append(before[k] * after)
+                after = after * own[k]
+            slope = max(slope, combine(row, dual(norm)))
+        return finite_or(slope, "the factors of a product are not bounded", "product of the other factors")
 
     def _jump(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         diameter = self.range(site, xs)[0].total_diameter(norm)

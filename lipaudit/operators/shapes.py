@@ -77,6 +77,18 @@ class Window(RangeOp):
         """Windows and triangles lie in [0, 1]; cosine sums may miss it by their rounding."""
         return (Range(site.out_shape(), np.asarray(-(2.0**-20)), np.asarray(1 + 2.0**-20)),)
 
+    def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
+        """Edges and rate are rounded to bins, so the triangles jump; sizes decide the shape."""
+        if site.node.op != "MelWeightMatrix" or i < 2:
+            return super().gain(site, i, norm, xs)
+        length, rate, lower, upper = (xs[k] for k in range(1, 5))
+        if length is None or rate is None or lower is None or upper is None or not float(np.min(rate.lo)) > 0:
+            return Unknown("the sampling rate may be 0 or negative")
+        last = (float(np.max(length.hi)) + 1) * float(np.max(upper.hi)) / float(np.min(rate.lo))
+        if not (float(np.min(lower.lo)) >= 0 and last < site.out_shape()[0]):
+            return Unknown("a triangle may begin below bin 0 or end beyond the last bin, where it is not defined")
+        return Finite(ZERO, self.range(site, xs)[0].total_diameter(norm), method="jump between bins")
+
 
 class StoredConstant(Rule):
     """Constant: the stored value. Loading replaces the nodes that hold a tensor."""

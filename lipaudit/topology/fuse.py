@@ -13,15 +13,25 @@ from types import MappingProxyType
 from lipaudit.graph.ir import Constant, Graph, Node, Value
 from lipaudit.topology.match import Match, Mismatch, Pattern, Refusal, View
 from lipaudit.topology.patterns.attention import attention
+from lipaudit.topology.patterns.choice import choice
 from lipaudit.topology.patterns.gelu import erf_gelu, tanh_gelu
 from lipaudit.topology.patterns.l2_attention import l2_attention
 from lipaudit.topology.patterns.linear_attention import linear_attention
 from lipaudit.topology.patterns.normalization import normalization
 from lipaudit.topology.patterns.pair_attention import pair_attention
 from lipaudit.topology.patterns.quantised import dynamic_matmul
+from lipaudit.topology.patterns.softmax import softmax
 from lipaudit.topology.patterns.swish import clip_hard_swish, hard_swish, mish, swish
 
-__all__ = ["PATTERNS", "Fused", "fuse"]
+__all__ = ["EARLY", "PATTERNS", "Fused", "fuse"]
+
+EARLY: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
+    {
+        "ai.onnx::Exp": (("softmax", softmax),),
+        "ai.onnx::Where": (("choice", choice),),
+    }
+)
+"""Patterns whose result is an operator of ONNX: they come first, so that the others see it."""
 
 PATTERNS: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
     {
@@ -53,13 +63,19 @@ class Fused:
 
 def fuse(graph: Graph, moving: frozenset[str]) -> Fused:
     """Replace every recognised computation on moving values by one node."""
+    first = _fuse(graph, moving, EARLY)
+    second = _fuse(first.graph, moving, PATTERNS)
+    return Fused(second.graph, (*first.refusals, *second.refusals))
+
+
+def _fuse(graph: Graph, moving: frozenset[str], table: Mapping[str, tuple[tuple[str, Pattern], ...]]) -> Fused:
     view = View(graph, moving)
     position = {node.name: i for i, node in enumerate(graph.nodes)}
     claimed: dict[str, str] = {}
     matches: dict[int, Match] = {}
     refusals: list[Refusal] = []
     for pivot in graph.nodes:
-        patterns = PATTERNS.get(pivot.kind)
+        patterns = table.get(pivot.kind)
         if patterns is None or not any(name in moving for name in pivot.inputs):
             continue
         for label, pattern in patterns:
@@ -76,7 +92,7 @@ def fuse(graph: Graph, moving: frozenset[str]) -> Fused:
             claimed.update((node.name, pivot.name) for node in match.covered)
             matches[max(position[node.name] for node in match.covered)] = match
             break
-    return Fused(_replace(graph, position, claimed, matches), tuple(refusals))
+    return Fused(_replace(graph, position, claimed, matches) if matches else graph, tuple(refusals))
 
 
 def _replace(graph: Graph, position: Mapping[str, int], claimed: Mapping[str, str], matches: Mapping[int, Match]) -> Graph:

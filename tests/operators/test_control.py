@@ -406,3 +406,29 @@ def test_no_search_beats_nested_bodies(seed: int) -> None:
         assert bound.status == "finite", bound.reasons
         for pair in attack(f, (3,), norm, rng, (-1.0, 1.0), points=4):
             assert pair.change <= float(bound.slope) * pair.distance + float(bound.offset), (norm, onnx.printer.to_text(built))
+
+
+# ------------------------------------------------------------------ Scan of opset 8
+
+
+BATCHED = """<ir_version: 4, opset_import: ["": 8]> g (double[B,2] s, double[B,5,2] x, double[2] w) => (double[B,2] y, double[B,5,2] z) {
+  y, z = Scan <num_scan_inputs = 1, body = b (double[2] a, double[2] n) => (double[2] t, double[2] o) <double h = {0.5}> {
+    m = Mul(a, h)  v = Add(m, n)  t = Add(v, w)  o = Identity(t) }> ("", s, x) }"""
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_samples_of_an_old_scan_do_not_meet(samples: int, norm: Norm) -> None:
+    """Linear in all inputs: the certified gain of each against its exact matrix; a captured value enters every sample."""
+    parsed = parser.parse_model(BATCHED.replace("B", str(samples)))
+    found = certificate(parsed, norm)
+    count, turns = samples * 2, 5
+    decay = [0.5**k for k in range(turns + 1)]
+    start = np.kron(np.eye(count), np.array(decay[1:])[:, None])
+    steps = np.kron(np.eye(count), np.array([[decay[t - s] if s <= t else 0.0 for s in range(turns)] for t in range(turns)]))
+    captured = np.kron(np.kron(np.ones((samples, 1)), np.eye(2)), np.cumsum(decay[:-1])[:, None])
+    for name, matrix in (("s", start), ("x", steps), ("w", captured)):
+        truth = float(np.linalg.norm(matrix, ORDER[norm]))
+        bound = found.matrix[name, "z"]
+        assert bound.status == "finite" and bound.offset.is_zero
+        assert truth * (1 - 1e-12) <= float(bound.slope) <= truth * (1 + (1e-4 if norm == "l2" else 1e-9))

@@ -31,7 +31,7 @@ __all__ = ["Case", "Function", "backend_cases", "certified", "domain_around", "f
 Floats = NDArray[np.float64]
 
 # Inputs that say how many elements come out: with them moving there is no function between spaces of fixed dimension.
-_SIZES = {"Resize": (2,), "Upsample": (1,)}
+_SIZES = {"Resize": (2,), "Upsample": (1,), "OneHot": (1,)}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def backend_cases() -> list[Case]:
                 continue
             values = [numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value for value in case.data_sets[0][0]]
             names = [info.name for info in case.model.graph.input]
+            values = [np.asarray(value) if isinstance(value, np.generic) else value for value in values]
             found.append(Case(case.name, case.model, dict(zip(names, values, strict=False))))
         return found
 

@@ -5,7 +5,7 @@ carried value is an invariant, found by walking the body with the initial type a
 
 References
 ----------
-Onnx If-1, Loop-1 (trip count, condition, carried values; scan outputs are stacked on a new first axis), Scan-9.
+Onnx If-1, Loop-1 (trip count, condition, carried values; scan outputs are stacked on a new first axis), Scan-8 (with a batch axis), Scan-9.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from onnx import TypeProto
 
 from lipaudit.graph.ir import Constant, Graph, Node
+from lipaudit.graph.simplify.open_shapes import typed
 from lipaudit.graph.simplify.types import tensor_type
 
 __all__ = ["Walk", "infer_control", "meet"]
@@ -46,8 +47,10 @@ def infer_control(
         return _if(node, walk)
     if node.domain == "" and node.op == "Loop" and isinstance(node.attrs.get("body"), Graph):
         return _loop(node, types, constants, walk, exact=exact)
-    if node.domain == "" and node.op == "Scan" and isinstance(node.attrs.get("body"), Graph) and node.version >= 9:
-        return _scan(node, types, walk, exact=exact)
+    if node.domain == "" and node.op == "Scan" and isinstance(node.attrs.get("body"), Graph):
+        return _scan(node, types, walk, exact=exact) if node.version >= 9 else _batched_scan(node, types, walk, exact=exact)
+    if node.domain == "ai.onnx.preview" and node.op == "FlexAttention":
+        return node, [typed(node, types, constants), *(None for _ in node.outputs[1:])]
     return node, [None] * len(node.outputs)
 
 
@@ -178,6 +181,30 @@ def _scan(node: Node, types: Mapping[str, TypeProto], walk: Walk, *, exact: bool
     found: _Types = [meet(a, b) for a, b in zip(kinds[:states], outputs[:states], strict=False)]
     out_axes = node.attrs.get("scan_output_axes") or (0,) * (len(outputs) - states)
     found += [_stacked(kind, axis, length) for kind, axis in zip(outputs[states:], out_axes, strict=False)]
+    found += [None] * (len(node.outputs) - len(found))
+    return _changed(node, body=walked), found[: len(node.outputs)]
+
+
+def _batched_scan(node: Node, types: Mapping[str, TypeProto], walk: Walk, *, exact: bool) -> tuple[Node, _Types]:
+    """Scan-8: ``sequence_lens`` comes first, then states ``[batch, ..]`` and scanned inputs ``[batch, length, ..]``."""
+    body: Graph = node.attrs["body"]
+    scanned = int(node.attrs.get("num_scan_inputs", 0))
+    states = len(node.inputs) - 1 - scanned
+    kinds = [types.get(name) for name in node.inputs[1:]]
+    batch: int | None = None
+    length: int | None = None
+    initial: _Types = []
+    for k, kind in enumerate(kinds):
+        part, size = _slice_type(kind, 0)
+        batch = size if size is not None else batch
+        if k >= states:
+            part, size = _slice_type(part, 0)
+            length = size if size is not None else length
+        initial.append(part)
+    initial = (initial + [None] * len(body.inputs))[: len(body.inputs)]
+    walked, outputs = _invariant(body, initial, slice(0, states), walk, 0, exact=exact)
+    found: _Types = [_stacked(meet(a, b), 0, batch) for a, b in zip(initial[:states], outputs[:states], strict=False)]
+    found += [_stacked(_stacked(kind, 0, length), 0, batch) for kind in outputs[states:]]
     found += [None] * (len(node.outputs) - len(found))
     return _changed(node, body=walked), found[: len(node.outputs)]
 

@@ -1,7 +1,8 @@
 """Types of a node's outputs, from the types of its inputs and from constants that shapes depend on.
 
-Two oracles, both static (nothing is run, so a shape never depends on data): onnx's own inference of one node, and for
-operators that onnx has no schema of, onnxruntime's inference of a model that holds only this node.
+Three oracles, all static (nothing is run, so a shape never depends on data): onnx's own inference of one node; what the text of an
+operator says where that inference leaves a shape open (:mod:`~lipaudit.graph.simplify.open_shapes`); and for operators that onnx has
+no schema of, onnxruntime's inference of a model that holds only this node.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, checker, def
 from lipaudit.graph.dtypes import dtype_name, elem_type
 from lipaudit.graph.export import IR_VERSION, to_node, to_tensor
 from lipaudit.graph.ir import Constant, Node, Value
+from lipaudit.graph.simplify.open_shapes import typed
 from lipaudit.graph.simplify.runtime import session
 
 __all__ = ["InconsistentError", "infer", "tensor_type", "value_of"]
@@ -91,6 +93,9 @@ def infer(node: Node, types: Mapping[str, TypeProto], constants: Mapping[str, Co
     except (checker.ValidationError, shape_inference.InferenceError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise InconsistentError(_first_line(error)) from None
     _refuse_impossible(node, types, constants, found)
+    first = typed(node, types, constants)
+    if first is not None and not _has_shape(found.get(node.outputs[0])):
+        found[node.outputs[0]] = first
     if not all(_has_rank(found.get(name)) for name in node.outputs if name):
         # Operators that are functions (GroupNormalization) have a schema but no inference of their own.
         for name, kind in _ask_runtime(node, types, constants, opsets).items():
@@ -102,6 +107,13 @@ def infer(node: Node, types: Mapping[str, TypeProto], constants: Mapping[str, Co
 def _has_rank(kind: TypeProto | None) -> bool:
     """Whether a type needs no second opinion: a tensor of known rank, or no tensor at all."""
     return kind is not None and (kind.WhichOneof("value") != "tensor_type" or kind.tensor_type.HasField("shape"))
+
+
+def _has_shape(kind: TypeProto | None) -> bool:
+    """Whether all dims are known."""
+    if kind is None or kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return False
+    return all(dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim)
 
 
 def _dims(kind: TypeProto | None) -> list[int]:

@@ -323,9 +323,10 @@ def test_batch_normalization() -> None:
     within(one, excess=1e-12)
     assert one.slope() >= 3 / math.sqrt(1e-10 + 1e-5) * (1 - 1e-6)
     assert isinstance(bn((1, 2, 3), [1.0, 1.0], [-1.0, 1.0]).gain(), Unknown)
-    assert isinstance(bn((1, 2, 3), [1.0, 1.0], [1.0, 1.0], training_mode=1).gain(), Unknown)
+    # Training: the statistics are those of the batch, and the stored variance does not matter.
+    assert bn((1, 2, 3), [1.0, 1.0], [-1.0, 1.0], training_mode=1).slope() >= 1 / math.sqrt(1e-5) * (1 - 1e-6)
     old = One("BatchNormalization", [x(1, 2, 3), *[np.ones(2)] * 4], {}, opset=6, shapes=((1, 2, 3),))
-    assert isinstance(old.gain(), Unknown)
+    assert old.slope() >= 1 / math.sqrt(1e-5) * (1 - 1e-6)
     tested = One("BatchNormalization", [x(1, 2, 3), *[np.ones(2)] * 4], {"is_test": 1, "epsilon": 0.0}, opset=6, shapes=((1, 2, 3),))
     near(tested.slopes(), (1, 1, 1))
 

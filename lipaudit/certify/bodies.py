@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lipaudit.bounds.scalar import INFINITE, ZERO, Norm, Upper, matrix_norm
+from lipaudit.certify.definitions import define
 from lipaudit.certify.gains import Tree
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.node_gains import ask
@@ -54,6 +55,14 @@ class Bodies:
         self._prepared: dict[tuple[int, frozenset[str]], _Prepared] = {}
         self._ranges: dict[tuple[object, ...], Ranges] = {}
         self._bounds: dict[tuple[object, ...], BodyBound] = {}
+        self._definitions: dict[int, tuple[Site, Graph | None]] = {}
+
+    def definition(self, site: Site) -> Graph | None:
+        """The function body of the node, built once for each site."""
+        known = self._definitions.get(id(site))
+        if known is None:
+            known = self._definitions[id(site)] = (site, define(site, self._catalogue.operators()))
+        return known[1]
 
     def ranges(self, site: Site, body: Graph, given: Mapping[str, Range], moving: Set[str]) -> tuple[Range | None, ...]:
         """Ranges of the outputs of ``body``."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lipaudit.bounds.scalar import INFINITE, Norm
+from lipaudit.certify.definitions import better_gains
 from lipaudit.certify.integers import rounded
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.ranges import Ranges
@@ -59,7 +60,9 @@ def ask(
         if problem is not None:
             return tuple(Unknown(problem) if moving else None for moving in site.moving)
         xs = ranges.of(site)
-        return tuple(rounded(site, rule.gain(site, i, norm, xs), norm) if moving else None for i, moving in enumerate(site.moving))
+        found = tuple(rule.gain(site, i, norm, xs) if moving else None for i, moving in enumerate(site.moving))
+        found = better_gains(site, xs, found, norm, catalogue)
+        return tuple(rounded(site, gain, norm) if gain is not None else None for gain in found)
 
     answers: dict[str, tuple[Gain | None, ...]] = {}
     with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lipaudit.certify import integers
+from lipaudit.certify.definitions import better_ranges
 from lipaudit.certify.domain import Domain
 from lipaudit.certify.masks import assumed_masks
 from lipaudit.certify.sites import shape_problem
@@ -77,7 +78,8 @@ def forward(graph: Graph, given: Mapping[str, Range | None], catalogue: Catalogu
         site = sites[node.name]
         rule = catalogue.rule(node)
         if rule is not None and shape_problem(site) is None:
-            answers = rule.range(site, ranges.of(site))
+            xs = ranges.of(site)
+            answers = better_ranges(site, xs, rule.range(site, xs), catalogue)
             for k, value in enumerate(site.outputs):
                 if value is not None and value.shape is not None:
                     found = _sane(answers[k]) if k < len(answers) else reals(value.shape)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper, combine, dual, repeat_factor
 from lipaudit.operators.attention_core import Heads, Mask, mask_facts, output_range, rows_of, together
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
-from lipaudit.operators.outputs import SeveralOutputs, jointly
+from lipaudit.operators.outputs import SeveralOutputs, finite_or, jointly
 from lipaudit.operators.range import Range, reals
 
 __all__ = ["Attention", "AttentionRule", "Computation", "FusedAttention", "copies_of", "is_open", "path_gain"]
@@ -108,6 +108,9 @@ class AttentionRule(SeveralOutputs):
             return found
         if i not in found.paths:
             return Unknown(f"the gain from input {i} of this attention is not known")
+        value = site.inputs[i]
+        if value is not None and not value.is_float:
+            return self._jump(site, norm, xs)
         slopes: list[Upper] = []
         method = "attention"
         evidence: dict[str, object] = {}
@@ -120,6 +123,14 @@ class AttentionRule(SeveralOutputs):
             evidence = dict(gain.evidence)
         first = Finite(combine(slopes, dual(norm)), method=method, evidence=evidence)
         return jointly((first, *self.other_gains(site, i, norm, found)), norm)
+
+    def _jump(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Gain:
+        """A mask of Booleans or lengths that moves: who attends whom jumps, and the output by the diameter of its range."""
+        found = self.range(site, xs)
+        jumps = [x.total_diameter(norm) if value is not None else ZERO for x, value in zip(found, site.outputs, strict=False)]
+        return finite_or(
+            ZERO, "the mask moves, and the values are not bounded on this domain", "jump of the mask", offset=combine(jumps, norm)
+        )
 
 
 def _all_reals(site: Site) -> tuple[Range, ...]:
@@ -180,12 +191,10 @@ class Attention(AttentionRule):
     """``ai.onnx::Attention``: 3-D (heads inside the row) or 4-D, grouped heads, Boolean or float mask, causal, cache, soft cap."""
 
     def computation(self, site: Site, xs: Sequence[Range | None]) -> Computation | Unknown:
-        """Read off the shapes and attributes; the score output and unequal ranks are not supported."""
+        """Read off the shapes and attributes; unequal ranks are not supported."""
         q, k, v = xs[0], xs[1], xs[2]
         if q is None or k is None or v is None:
             return Unknown("attention needs queries, keys and values")
-        if len(site.outputs) > 3 and site.outputs[3] is not None:
-            return Unknown("the score output of Attention (qk_matmul_output) multiplies two activations and has no rule")
         if not len(q.shape) == len(k.shape) == len(v.shape) or len(q.shape) not in (3, 4):
             return Unknown("queries, keys and values must all have rank 3 or all rank 4")
         inside = len(q.shape) == 3
@@ -229,11 +238,27 @@ class Attention(AttentionRule):
         return mask
 
     def other_gains(self, site: Site, i: int, norm: Norm, found: Computation) -> tuple[Gain, ...]:
-        """The caches copy what they hold."""
+        """The caches copy what they hold; the scores are a product."""
         gains: list[Gain] = []
         for value, sources in zip(site.outputs[1:3], ((1, 4), (2, 5)), strict=False):
             gains.append(Finite(ONE if value is not None and i in sources else ZERO, method="copied into the cache"))
+        if len(site.outputs) > 3:
+            gains.append(Finite(ZERO) if site.outputs[3] is None else self._score_gain(i, norm, found))
         return tuple(gains)
+
+    @staticmethod
+    def _score_gain(i: int, norm: Norm, found: Computation) -> Gain:
+        """Of ``s q k + B``, soft-capped or not: Q and K act as matrices, B is copied. The softmax of mode 3 contracts all norms."""
+        heads, n_q, n_k = found.heads, Upper(found.heads.queries), Upper(found.heads.k.count)
+        q, k, copies = heads.q, heads.k, repeat_factor(heads.shared, norm)
+        slope = ZERO
+        if i == 0:
+            slope = {"l2": n_k.sqrt() * k.row, "l1": n_k * k.top, "linf": k.row_l1}[norm] * heads.scale
+        elif i in (1, 4):
+            slope = {"l2": n_q.sqrt() * q.row, "l1": n_q * q.top, "linf": q.row_l1}[norm] * heads.scale * copies
+        elif i == 3:
+            slope = repeat_factor(found.copies.get("bias", 1), norm)
+        return finite_or(slope, "the scores multiply two activations, and the other one is not bounded on this domain", "scores")
 
     def other_ranges(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Both what was cached and what is new."""
@@ -241,6 +266,11 @@ class Attention(AttentionRule):
         for value, (new, old) in zip(site.outputs[1:3], ((1, 4), (2, 5)), strict=False):
             shape = value.shape if value is not None and value.shape is not None else ()
             found.append(_cached(shape, xs[new], xs[old] if len(xs) > old else None))
+        if len(site.outputs) > 3:
+            value = site.outputs[3]
+            shape = value.shape if value is not None and value.shape is not None else ()
+            weights = int(site.attr("qk_matmul_output_mode", 0)) == 3
+            found.append(Range(shape, np.asarray(0.0), np.asarray(1.0)) if weights else reals(shape))
         return tuple(found)
 
 

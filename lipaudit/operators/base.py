@@ -96,6 +96,10 @@ class Bodies(Protocol):
     steps: int
     """How many iterations of a loop may be followed one by one."""
 
+    def definition(self, site: Site) -> Graph | None:
+        """Onnx's function body of the node as a graph with inputs ``x0``, ``x1``, .. (those that are not stored); None if there is none."""
+        ...
+
     def ranges(self, site: Site, body: Graph, given: Mapping[str, Range], moving: Set[str]) -> tuple[Range | None, ...]:
         """Ranges of the outputs of ``body`` (None: shape unknown)."""
         ...

@@ -135,6 +135,8 @@ class Entry(Table, frozen=True):
     function, accepts
         For a custom operator: its definition by other nodes, a function in ONNX text syntax; and the attribute values for which it
         holds (others have no rule).
+    definition
+        Onnx's function body of the operator is certified too, where the node is small or the rule has no bound: the smaller counts.
     like
         Index of the input whose type and shape all outputs have, for operators that no shape inference knows.
     """
@@ -170,6 +172,7 @@ class Entry(Table, frozen=True):
     gain: list[Stated] = []
     function: str = ""
     accepts: dict[str, list[str | int]] = {}
+    definition: bool = False
     like: int | None = None
     case: list[Case] = []
     check: list[Check] = []

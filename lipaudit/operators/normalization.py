@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +26,13 @@ Floats = NDArray[np.float64]
 _ERROR = 2.0**-51
 
 
-class BatchNormalization(Rule):
+class BatchNormalization(BatchStatistics):
     """``y = g (x - m) / sqrt(v + eps) + b`` per channel with stored statistics: diagonal, gain ``max |g| / sqrt(v + eps)``, exact.
 
     Training mode (statistics of the batch, see :class:`BatchStatistics`) by the spelling of each version: 1, 6: ``is_test`` 0, the
     default; 7, 9: extra outputs; 14, 15: ``training_mode``. Before version 9 ``spatial=0`` has statistics per position.
     Parameters that move: see ``batch_moving``.
     """
-
-    def __init__(self, kind: str, params: Mapping[str, Any]) -> None:
-        super().__init__(kind, params)
-        self._batch = BatchStatistics(kind, params)
 
     def _training(self, site: Site) -> bool:
         version = site.node.version
@@ -70,7 +65,7 @@ class BatchNormalization(Rule):
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """``(x - m) s + b``, outward."""
         if self._training(site):
-            return self._batch.range(site, xs)
+            return super().range(site, xs)
         if any(site.moving[1:5]):
             own = moving_range(site, xs)
             return (own, *(reals(value.shape) for value in site.outputs[1:] if value is not None and value.shape is not None))
@@ -88,7 +83,7 @@ class BatchNormalization(Rule):
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
         if self._training(site):
-            return self._batch.gain(site, i, norm, xs)
+            return super().gain(site, i, norm, xs)
         if any(site.moving[1:5]):
             return moving_gain(site, i, norm, xs)
         found = self._scale(site)
@@ -116,7 +111,7 @@ class BatchNormalization(Rule):
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """How parts move, see the class."""
         if self._training(site):
-            return self._batch.flow(site, flows, gains, norm)
+            return super().flow(site, flows, gains, norm)
         flow, gain = flows[0], gains[0]
         if flow is None or gain is None or any(other is not None for other in flows[1:]):
             return super().flow(site, flows, gains, norm)

@@ -19,13 +19,13 @@ from tests.soundness.backend import Case, backend_cases, certified, domain_aroun
 
 NORMS: tuple[Norm, ...] = ("l1", "linf")
 ALL_NORMS: tuple[Norm, ...] = ("l2", "l1", "linf")
-NARROW, WIDE = 2.0**-6, 1.0
+NARROW, NARROWER, WIDE = 2.0**-6, 2.0**-12, 1.0
 # Larger inputs (3-D pooling of whole volumes) take seconds per evaluation: they are left to the soak test.
 LARGE = 20_000
 # Refused by design: values that are no tensors, and two expansions that onnx's own shape inference refuses.
 REFUSALS = ("only tensors can be audited", "[ShapeInferenceError]", "does not fit its inputs")
 # The least share of float32 cases that must have a finite or an unbounded answer: to be raised with every rule that is added.
-SHARE = 0.95
+SHARE = 0.97
 
 
 @dataclass
@@ -51,7 +51,10 @@ def audited(cases: list[Case], *, points: int, thorough: bool) -> Outcome:
             except ModelError as error:
                 outcome.refused[next((text for text in REFUSALS if text in str(error)), str(error))] += 1
                 break
-            bound = _near(outcome, topology, case, k, points)
+            bound = _near(outcome, topology, case, k, points, NARROW)
+            if bound.status == "unknown" and any("not defined on all of" in reason.reason for reason in bound.reasons):
+                # The box reaches beyond the domain of the operator, where it is NaN: a smaller one around the same inputs.
+                bound = _near(outcome, topology, case, k, points, NARROWER)
             for norm, domain in _others(topology, case, k, thorough):
                 _attacked(outcome, topology, case, domain, norm, points, k)
             if not only_first or bound.status == "finite":
@@ -62,8 +65,8 @@ def audited(cases: list[Case], *, points: int, thorough: bool) -> Outcome:
     return outcome
 
 
-def _near(outcome: Outcome, topology: Topology, case: Case, k: int, points: int) -> Bound:
-    return _attacked(outcome, topology, case, domain_around(topology, case, NARROW), "l2", points, k)
+def _near(outcome: Outcome, topology: Topology, case: Case, k: int, points: int, radius: float) -> Bound:
+    return _attacked(outcome, topology, case, domain_around(topology, case, radius), "l2", points, k)
 
 
 def _others(topology: Topology, case: Case, k: int, thorough: bool) -> Iterator[tuple[Norm, Domain]]:
@@ -143,12 +146,7 @@ def test_most_cases_have_an_answer(suite: tuple[list[Case], Outcome]) -> None:
 
 
 # Where the spelled-out form says more than the operator, by the beginning of the name: with the reason.
-SPELLED_OUT_IS_BETTER: dict[str, str] = {
-    "test_attention": "the expansion is bounded through the intervals of a tiny box; the rule by the diameters of rows alone",
-    "test_flexattention": "its modifier graphs are not looked into, the expansion shows them",
-    "test_linear_attention": "the expansion is bounded through the intervals of a tiny box; the rule by norms of rows",
-    "test_swiglu": "the expansion has the slopes of single elements; the rule those of their hull",
-}
+SPELLED_OUT_IS_BETTER: dict[str, str] = {}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -24,7 +24,7 @@ from lipaudit.graph.ir import Graph, Node
 from lipaudit.graph.limits import Limits
 from lipaudit.graph.tensors import TensorReader
 
-__all__ = ["NOTHING", "Operators", "expand"]
+__all__ = ["NOTHING", "Operators", "definition", "expand"]
 
 _DOMAIN = "lipaudit.expansion"
 
@@ -79,10 +79,21 @@ def expand(
     given = operators.function(node)
     if given is None and (not node.version or operators.has_rule(node)):
         return None
-    function = given if given is not None else _defined(node, types, opsets)
-    if function is None:
-        return None
+    return _put_in_place(node, given, types, opsets, limits, where)
+
+
+def definition(node: Node, types: Mapping[str, TypeProto], limits: Limits) -> Graph | None:
+    """Onnx's own body of ``node``, whether or not there is a rule, of nodes with nested graphs too. Parameters as :func:`expand`."""
+    return _put_in_place(node, None, types, {"": defs.onnx_opset_version()}, limits, node.name)
+
+
+def _put_in_place(
+    node: Node, given: FunctionProto | None, types: Mapping[str, TypeProto], opsets: Mapping[str, int], limits: Limits, where: str
+) -> Graph | None:
     try:
+        function = given if given is not None else _defined(node, types, opsets)
+        if function is None:
+            return None
         model = _inlined(node, function)
     except Exception as error:  # the C++ side throws bare RuntimeError and its own types
         if given is None:

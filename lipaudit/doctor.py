@@ -9,6 +9,7 @@ import numpy as np
 
 from lipaudit.bounds.dense import dense_norm, factors
 from lipaudit.bounds.scalar import Lower
+from lipaudit.bounds.sweep import accepts_single
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.resources import rules_dir
 from lipaudit.validate.session import probe
@@ -46,6 +47,13 @@ def _numerical_model() -> tuple[bool, str]:
     indefinite = np.array([[0.0, -2.0], [-2.0, 0.0]], order="F")  # 1 - G has the eigenvalues -1 and 3
     if factors(indefinite, 1.0):
         return False, "LAPACK's Cholesky accepts an indefinite matrix: certified norms would be wrong on this machine"
+    if accepts_single(np.array([1.0, 1.0, 2.0], dtype=np.complex64), 2):  # [[1, 2], [2, 1]]: packed, eigenvalues 3 and -1
+        return False, "LAPACK's Cholesky in float32 accepts an indefinite matrix: certified norms would be wrong on this machine"
+    entry = 1 + 2.0**-12  # products need all 24 bits: arithmetic of tensor cores (TF32, bfloat16) loses them
+    single = np.full((64, 64), entry, dtype=np.float32)
+    off = float(np.max(np.abs((single @ single).astype(np.float64) / (64 * entry * entry) - 1)))
+    if off > 65 * 2.0**-24:
+        return False, f"products of float32 matrices are off by {off:.1g}: BLAS does not compute in float32 as it must"
     hilbert = 1.0 / (np.arange(24)[:, None] + np.arange(24)[None, :] + 1.0)
     bound = dense_norm(hilbert, "l2")
     if Lower("1.867").exceeds(bound.upper) or not bound.upper.is_finite:

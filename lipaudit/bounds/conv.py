@@ -33,8 +33,8 @@ COLUMNS = 1 << 23
 """Largest number of doubles (64 MB) of an unfolded input; beyond it taps are applied one by one."""
 
 DENSE_SIDE = 2048
-DENSE_WORK = 2e10
-"""An operator is formed if its smaller side and the flops of its verified norm are at most these."""
+DENSE_WORK = 8e10
+"""An operator is formed if its smaller side and the flops of its verified norm are at most these (a second or two)."""
 
 ONES_SIDE = 1024
 """Largest axis whose all-ones window is formed as a matrix."""

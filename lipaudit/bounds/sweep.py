@@ -33,7 +33,7 @@ from lipaudit.bounds.lags import CHUNK, Lags, Peak
 from lipaudit.bounds.scalar import Upper
 from lipaudit.bounds.torus import Torus
 
-__all__ = ["Sweep", "Swept", "scalar_sweep", "sweep"]
+__all__ = ["Sweep", "Swept", "accepts_single", "scalar_sweep", "sweep"]
 
 Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
@@ -106,6 +106,11 @@ def sweep(lags: Lags, torus: Torus, polynomials: Floats, slack: float, below: fl
     return Swept(Upper(run.t) + lags.allowance(run.t), evidence, run.peak)
 
 
+def accepts_single(packed: Singles, order: int) -> bool:
+    """Whether the factorisation in float32 of a packed matrix ends without a pivot that is not positive. Leaves the factor in its place."""
+    return bool(cpftrf(order, packed, transr="N", uplo="L", overwrite_a=1)[1] == 0)
+
+
 class Sweep:
     """The state of a sweep: the smallest t that is still to be refuted, and the highest point met."""
 
@@ -137,7 +142,7 @@ class Sweep:
         if not start > 0:
             return np.zeros(len(grams), dtype=np.bool_)
         grams[:, packing.diagonal] += start
-        factored = np.array([cpftrf(lags.side, gram, transr="N", uplo="L", overwrite_a=1)[1] == 0 for gram in grams], dtype=np.bool_)
+        factored = np.array([accepts_single(gram, lags.side) for gram in grams], dtype=np.bool_)
         with np.errstate(over="ignore", invalid="ignore"):
             # The sums are of float32: their own error is below 1e-3 for every order that comes here.
             square = packing.absolute_square(grams).astype(np.float64) * (1 + 4e-3)

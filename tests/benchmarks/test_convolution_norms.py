@@ -228,6 +228,17 @@ def test_all_of_resnet18(benchmark: BenchmarkFixture) -> None:
         judge(benchmark, "convolutions of ResNet-18 at 224", Ratio("time / norm of 4096x4096", times["all"] / times["one"], 15.0))
 
 
+@pytest.mark.parametrize(("o", "c", "stride", "size"), [(32, 16, 2, 16), (8, 32, 1, 16), (128, 128, 1, 4)])
+def test_smaller_sides_up_to_2048(benchmark: BenchmarkFixture, o: int, c: int, stride: int, size: int) -> None:
+    """The operator itself is factorised, so that only the asked slack is left."""
+    if benchmark.disabled:
+        size //= 2
+    operator = layer(o, c, 3, stride, size, 1)
+    found = benchmark.pedantic(lambda: operator.norm("l2"), rounds=1)
+    ratio = Ratio("slack over the lower bound", float(found.upper) / float(found.lower) - 1, 1e-6)
+    judge(benchmark, f"conv {o}x{c}x3x3/{stride}@{size}", ratio)
+
+
 @pytest.mark.parametrize("size", [56, 112])
 def test_frequencies_independent_of_the_image(benchmark: BenchmarkFixture, size: int) -> None:
     """Three taps, 96 cells an axis: the bound for every size over the one of the torus of a size."""

@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from lipaudit.audit import audit as audit
     from lipaudit.explain import explain as explain
     from lipaudit.records import Audit as Audit
+    from lipaudit.records import Weights as Weights
+    from lipaudit.weights import weights as weights
 
     __version__: str
 
-__all__ = ["Audit", "__version__", "audit", "explain"]
+__all__ = ["Audit", "Weights", "__version__", "audit", "explain", "weights"]
 
-_HOMES = {"audit": "lipaudit.audit", "explain": "lipaudit.explain", "Audit": "lipaudit.records"}
+_HOMES = {
+    "audit": "lipaudit.audit", "explain": "lipaudit.explain", "weights": "lipaudit.weights", "Audit": "lipaudit.records",
+    "Weights": "lipaudit.records",
+}  # fmt: skip
 
 
 class _Package(ModuleType):

@@ -22,7 +22,7 @@ from lipaudit.resources import rules_dir
 from lipaudit.topology import Region, Topology
 from lipaudit.validate import Measurement, Measurements, to_record
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "model_record", "version_of"]
 
 SCHEMA = "lipaudit.audit/1"
 _LIBRARIES = ("ml-dtypes", "networkx", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "python-flint", "scipy")
@@ -42,7 +42,7 @@ def assemble(
     seen = measurements
     return records.Audit(
         schema=SCHEMA,
-        model=_model(loaded, topology),
+        model=model_record(loaded, topology),
         domain=domain.record(_notes(topology, domain)),
         norm=options.norm,  # type: ignore[arg-type]
         certified=_certified(certificate.headline),
@@ -103,7 +103,8 @@ def _label(topology: Topology, name: str) -> str:
     return next((source.label for source in topology.sources if source.value.name == name), name)
 
 
-def _model(loaded: Loaded, topology: Topology) -> records.Model:
+def model_record(loaded: Loaded, topology: Topology) -> records.Model:
+    """What was read: path, hash, sizes, inputs and outputs after pinning."""
     graph = topology.simplified
     names = {source.value.name for source in topology.sources}
     inputs = [records.TensorType(v.name, v.dtype, None if v.shape is None else list(v.shape), v.name in names) for v in graph.inputs]
@@ -230,10 +231,10 @@ def _skipped(topology: Topology, catalogue: Catalogue, certificate: Certificate)
 
 def _provenance(catalogue: Catalogue, options: Options, seen: Measurements | None) -> records.Provenance:
     return records.Provenance(
-        lipaudit=_version("lipaudit") or "0+unknown",
-        rules=_version("lipaudit") or "0+unknown",
+        lipaudit=version_of("lipaudit") or "0+unknown",
+        rules=version_of("lipaudit") or "0+unknown",
         ruleset_sha256=ruleset_sha256(rules_dir(), catalogue.user_files),
-        libraries={name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+        libraries={name: found for name in _LIBRARIES if (found := version_of(name)) is not None},
         device="none" if seen is None else seen.device,
         seed=options.seed,
         options=options.record,
@@ -241,7 +242,8 @@ def _provenance(catalogue: Catalogue, options: Options, seen: Measurements | Non
     )
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Version of an installed distribution, None if there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

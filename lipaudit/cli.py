@@ -113,10 +113,11 @@ def audit(
 def _audit_one(model: str, outputs: Outputs, fail_on: str, **options: Any) -> int:
     from lipaudit.audit import audit as run
     from lipaudit.progress import Bar
+    from lipaudit.report import render
 
     with Bar() as bar:
         result = run(model, progress=bar.update, keep_on_interrupt=True, **options)
-    outputs.write(model, result)
+    outputs.write(model, result, render)
     for found in result.contradictions:
         typer.echo(
             f"lipaudit: {model}: measured gain {found.measured} of {found.where} lies above its certified bound {found.certified}: "
@@ -142,6 +143,34 @@ def _sizes(texts: list[str]) -> dict[str, int]:
             raise UsageError(f"--dim {text!r} is not of the form NAME=N with a whole number N >= 1.")
         sizes[name] = int(number)
     return sizes
+
+
+@app.command()
+def weights(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=".onnx or .onnx.gz file, or - for standard input.")],
+    output: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--output", metavar="FORMAT=PATH", help="html, json, markdown or terminal; PATH - is standard output."),
+    ] = None,
+    dim: Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=N", help="Size of a symbolic dimension.")] = None,
+    sort: Annotated[str, typer.Option(help="graph (default), norm, slack or size.")] = "graph",
+    threads: Annotated[int | None, typer.Option(help="Weights looked at at the same time; the numbers do not depend on it.")] = None,
+    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="DIR", help="A folder with further rules.")] = None,
+) -> None:
+    """List the linear parts: norms of every weight from both sides, stable rank, smallest singular value.
+
+    Exit codes: 0, or 1 if a weight holds values that are not finite; 2 usage, 3 the model cannot be read, 4 internal.
+    """
+    from lipaudit.outputs import parse_outputs
+    from lipaudit.progress import Bar
+    from lipaudit.report.weights import FORMATS, render
+    from lipaudit.weights import weights as run
+
+    outputs = parse_outputs(output or [], [model], FORMATS)
+    with Bar(("load", "simplify", "weights")) as bar:
+        found = run(model, dims=_sizes(dim or []), rules=rules or [], sort=sort, threads=threads, progress=bar.update)
+    outputs.write(model, found, render)
+    raise typer.Exit(int(any(row.nonfinite for row in found.weights)))
 
 
 @app.command()

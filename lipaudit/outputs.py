@@ -1,19 +1,31 @@
-"""Where an audit is written: ``-o FORMAT=PATH``. Everything is rendered first, then written under a temporary name and renamed."""
+"""Where a result is written: ``-o FORMAT=PATH``. Everything is rendered first, then written under a temporary name and renamed."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from lipaudit.errors import UsageError
-from lipaudit.records import Audit
-from lipaudit.report import FORMATS, render
+from lipaudit.records import Audit, Weights
+from lipaudit.report import FORMATS
 
 __all__ = ["Outputs", "check_path", "parse_outputs", "path_for", "write_file"]
+
+
+_Result = TypeVar("_Result", Audit, Weights, contravariant=True)
+
+
+class Render(Protocol[_Result]):
+    """From a record to text in one of several formats."""
+
+    def __call__(self, name: str, record: _Result, /, *, colour: bool = False) -> str:
+        """The text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,12 @@ class Outputs:
 
     pairs: tuple[tuple[str, str], ...]
 
-    def write(self, model: str, audit: Audit) -> None:
+    def write(self, model: str, record: _Result, render: Render[_Result]) -> None:
         """Render all formats, then write them. ``{model}`` in a path becomes the model's file name without suffix."""
         pairs = [(name, path_for(path, model)) for name, path in self.pairs]
         if not any(path == "-" for _, path in pairs):
             pairs.insert(0, ("terminal", "-"))
-        rendered = [(name, path, render(name, audit, colour=path == "-" and _colour())) for name, path in pairs]
+        rendered = [(name, path, render(name, record, colour=path == "-" and _colour())) for name, path in pairs]
         for _, path, text in rendered:
             if path == "-":
                 _print(text)
@@ -53,15 +65,15 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def parse_outputs(texts: Sequence[str], models: Sequence[str]) -> Outputs:
+def parse_outputs(texts: Sequence[str], models: Sequence[str], formats: Collection[str] = FORMATS) -> Outputs:
     """Check every ``FORMAT=PATH`` before any work is done; raises :class:`UsageError`."""
     pairs: list[tuple[str, str]] = []
     for text in texts:
         name, equals, path = text.partition("=")
         if not equals or not path:
             raise UsageError(f"-o {text!r} is not of the form FORMAT=PATH, for example html=report.html.")
-        if name not in FORMATS:
-            raise UsageError(f"-o {text!r}: {name!r} is not a format; choose one of {', '.join(FORMATS)}.")
+        if name not in formats:
+            raise UsageError(f"-o {text!r}: {name!r} is not a format; choose one of {', '.join(formats)}.")
         if path != "-":
             check_path(f"-o {text!r}", path, several=len(models) > 1)
         pairs.append((name, path))

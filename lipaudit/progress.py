@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 __all__ = ["Bar"]
 
-_STAGES = {"load": 0.0, "simplify": 0.05, "recognise": 0.15, "certify": 0.2, "measure": 0.6, "judge": 0.97}
+_BEGINS = {"load": 0.0, "simplify": 0.05, "recognise": 0.15, "weights": 0.15, "certify": 0.2, "measure": 0.6, "judge": 0.97}
+_AUDIT = ("load", "simplify", "recognise", "certify", "measure", "judge")
 _DELAY = 1.0
 _PAUSE = 0.1
 
@@ -16,7 +18,8 @@ _PAUSE = 0.1
 class Bar:
     """Shows the stage and how far it is; silent off a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Sequence[str] = _AUDIT) -> None:
+        self._stages = stages
         self._start = time.monotonic()
         self._drawn = 0.0
         self._bar: Any = None
@@ -27,7 +30,7 @@ class Bar:
         return self
 
     def update(self, stage: str, fraction: float) -> None:
-        """Callback for :func:`lipaudit.audit.audit`."""
+        """Callback for :func:`lipaudit.audit.audit` and :func:`lipaudit.weights.weights`."""
         now = time.monotonic()
         if not self._visible or now - self._start < _DELAY or now - self._drawn < _PAUSE:
             return
@@ -41,9 +44,8 @@ class Bar:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
             self._bar.start()
             self._task = self._bar.add_task(stage, total=1.0)
-        names = list(_STAGES)
-        begin = _STAGES[stage]
-        end = [*_STAGES.values(), 1.0][names.index(stage) + 1]
+        begin = _BEGINS[stage]
+        end = [*(_BEGINS[name] for name in self._stages), 1.0][self._stages.index(stage) + 1]
         self._bar.update(self._task, description=stage, completed=begin + fraction * (end - begin), refresh=True)
 
     def __exit__(self, *_: object) -> None:

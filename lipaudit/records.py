@@ -12,8 +12,8 @@ import msgspec
 
 __all__ = [
     "Audit", "Certified", "Cited", "Contradiction", "Domain", "Finding", "InputBox", "LocalGains", "MatrixEntry",
-    "Measured", "Model", "OperatorUse", "Provenance", "ReasonRecord", "Region", "Severity", "Skipped", "Step",
-    "TensorType",
+    "Measured", "Model", "OperatorUse", "Provenance", "ReasonRecord", "Record", "Region", "Severity", "Skipped", "Step",
+    "TensorType", "WeightNorm", "WeightRank", "WeightRow", "Weights",
 ]  # fmt: skip
 
 Status = Literal["finite", "unbounded", "unknown"]
@@ -252,3 +252,56 @@ class Audit(Record, frozen=True):
     user_rules: list[str] = []
     contradictions: list[Contradiction] = []
     local_gains: LocalGains | None = None
+
+
+class WeightNorm(Record, frozen=True):
+    """The l2 norm of a linear part from both sides; ``slack`` is at least ``upper / lower - 1`` (null where ``lower`` is 0)."""
+
+    upper: str | None
+    lower: str | None
+    slack: float | None
+    method: str
+
+
+class WeightRank(Record, frozen=True):
+    """The stable rank ``fro^2 / l2^2``, from both sides."""
+
+    lower: str
+    upper: str
+
+
+class WeightRow(Record, frozen=True):
+    """One linear part: what a stored weight does to the data at one node.
+
+    ``shape`` is that of the stored weight, ``operator_shape`` (outputs, inputs) that of the smallest block of which the operator is
+    copies: one sample of a convolution at its image size, one row of a product. ``l1``, ``linf`` and ``fro`` are rounded up.
+    ``sigma_min`` is a verified lower bound of the smallest singular value of the smaller side, null where none was proved.
+    ``reason`` says why there are no numbers, ``nonfinite`` how many values of the weight are NaN or infinite.
+    """
+
+    name: str
+    node: str
+    op: str
+    kind: str
+    shape: list[int]
+    operator_shape: list[int] | None
+    norm: WeightNorm
+    l1: str | None
+    linf: str | None
+    fro: str | None
+    stable_rank: WeightRank | None
+    sigma_min: str | None
+    reason: str = ""
+    nonfinite: int = 0
+
+
+class Weights(Record, frozen=True):
+    """The contract ``lipaudit.weights/1``: every linear part of a model, in the order of the graph.
+
+    Bounds are decimal texts, upper ones rounded up and lower ones rounded down.
+    """
+
+    schema: str
+    model: Model
+    weights: list[WeightRow]
+    lipaudit: str

@@ -109,7 +109,12 @@ class Dense(LinearOperator):
             blocks, stacked = (blocks * n, stacked) if mine != 1 else (blocks, stacked * n)
         return blocks, stacked
 
-    def _stacks(self) -> Array:
+    @property
+    def width(self) -> int:
+        """The length of an output row (or column) of one matrix."""
+        return int(self._matrix.shape[-1] if self.side == "right" else self._matrix.shape[-2])
+
+    def stacks(self) -> Array:
         """[blocks, rows, columns]: the matrices that act on one x, stacked along the axis that is kept."""
         matrix = self._matrix
         batch = matrix.shape[:-2]
@@ -139,7 +144,7 @@ class Dense(LinearOperator):
         bad = nonfinite(self.weight)
         if bad:
             return refused(bad)
-        stacks = self._stacks()
+        stacks = self.stacks()
         if len(stacks) == 1:
             return dense_norm(stacks[0], own, slack)
         return _largest_block(stacks, own, slack)

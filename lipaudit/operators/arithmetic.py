@@ -26,6 +26,7 @@ from lipaudit.operators.broadcast import (
     same,
 )  # fmt: skip
 from lipaudit.operators.flow import Flow
+from lipaudit.operators.parts import Part
 from lipaudit.operators.range import Range, widen
 
 __all__ = ["Div", "Mod", "Mul", "Sums", "group_norm"]
@@ -181,6 +182,11 @@ class Mul(Elementwise):
         scale = np.asarray(constant.fill, dtype=np.float64) if constant.fill is not None else constant.float64()
         return _diagonal(site, i, scale) if np.all(np.isfinite(scale)) else None
 
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """A stored factor of several elements."""
+        at = next((k for k in (0, 1) if site.constant(k) is not None), None)
+        return () if at is None else _factor_part(site, at, self.linear(site, 1 - at))
+
 
 def _product(a: float, b: float) -> float:
     """Upper bound of a product of two bounds; 0 times infinity is 0."""
@@ -256,6 +262,18 @@ class Div(Elementwise):
             return None
         exact = bool(np.all(np.abs(np.frexp(divisor)[0]) == 0.5))
         return _diagonal(site, i, scale, 0.0 if exact else 2.0**-53)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """A stored divisor of several elements."""
+        return () if site.constant(1) is None else _factor_part(site, 1, self.linear(site, 0))
+
+
+def _factor_part(site: Site, at: int, operator: LinearOperator | None) -> tuple[Part, ...]:
+    """The stored operand ``at`` of a product or quotient; one number is a factor of the graph, not a weight."""
+    constant, out = site.constant(at), site.outputs[0]
+    if constant is None or constant.size < 2 or out is None or not out.is_float:
+        return ()
+    return (Part(constant.name, "diagonal", constant.shape, operator or "the factor is not finite, or not aligned"),)
 
 
 class Mod(Elementwise):

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.linear import Dense
 from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper, combine, dual
 from lipaudit.operators.attention import AttentionRule, Computation, copies_of, is_open, path_gain
 from lipaudit.operators.attention_core import Heads, Mask, Rows, output_range, rows_of, scaled_rows, together
 from lipaudit.operators.base import Finite, Gain, Site, Unknown
 from lipaudit.operators.interval import add
+from lipaudit.operators.linear import weight_array
 from lipaudit.operators.outputs import SeveralOutputs, jointly
+from lipaudit.operators.parts import Part, product
 from lipaudit.operators.range import Range, reals, widen
 from lipaudit.operators.rotary import rotation_of
 
@@ -89,6 +92,11 @@ class PackedAttention(SeveralOutputs):
 
     Inputs: X ``[B, n, D]``, weights ``[D, H_q + H_k + H_v]``, bias, mask, past ``[2, B, h, P, d]``, attention bias.
     """
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The projections to Q, K and V side by side."""
+        constant = site.constant(1)
+        return () if constant is None else product(constant, Dense(weight_array(constant), site.shape(0)))
 
     def _projections(self, site: Site) -> tuple[_Projection, _Projection, _Projection] | Unknown:
         weights, bias = site.constant(1), site.constant(2)

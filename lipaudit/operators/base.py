@@ -24,6 +24,7 @@ from lipaudit.operators.range import Range
 
 if TYPE_CHECKING:
     from lipaudit.bounds.operator import LinearOperator
+    from lipaudit.operators.parts import Part
 
 __all__ = ["Bodies", "BodyBound", "Finite", "Gain", "Rule", "Site", "Unbounded", "Unknown", "joint_flow", "scaled"]
 
@@ -195,6 +196,10 @@ class Rule(ABC):
         None if it is not, or if the operator has no lazy form.
         """
         return None
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """What the stored weights of the node do to the data, one linear map each (``lipaudit weights``)."""
+        return ()
 
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """How each output moves, given how each input moves (None: it does not) and the gain of each moving input.

@@ -17,7 +17,8 @@ from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, repeat_factor
 from lipaudit.operators.arithmetic import group_norm
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.interval import Interval
-from lipaudit.operators.linear import LinearRule, norm_gain, weight_array
+from lipaudit.operators.linear import LinearRule, constant_norm, norm_gain, weight_array
+from lipaudit.operators.parts import Part, stored
 from lipaudit.operators.range import Range
 from lipaudit.operators.spatial import window
 
@@ -38,14 +39,30 @@ class _Convolving(LinearRule):
         tail = (1,) * (len(site.out_shape()) - 2)
         return (lo.reshape(-1, *tail), hi.reshape(-1, *tail)) if lo.ndim else (lo, hi)
 
+    part = "convolution"
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The stored kernel on this image."""
+        constant = site.constant(1)
+        return () if constant is None else stored(constant, self.part, self.operator(site))
+
+    def _stored_gain(self, site: Site, norm: Norm) -> Gain:
+        """Gain of the image for a stored kernel."""
+        constant, found = site.constant(1), self.operator(site)
+        if isinstance(found, str) or constant is None:
+            return Unknown(str(found))
+        return norm_gain(constant_norm(constant, found, norm), norm, site.node.inputs[1], site.node.name)
+
     @abstractmethod
     def _operator(self, site: Site, weight: Array) -> LinearOperator | str:
         """The map for a given kernel."""
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """In x: the norm for the stored kernel, or for the entrywise largest ``|W|`` of its range."""
-        if i or site.constant(1) is not None:
+        if i:
             return super().gain(site, i, norm, xs)
+        if site.constant(1) is not None:
+            return self._stored_gain(site, norm)
         kernel = xs[1]
         assert kernel is not None
         sizes = kernel.magnitudes()
@@ -127,6 +144,8 @@ class ConvTranspose(_Convolving):
     Kernel from data: gain of x as for Conv; gain of W ``sqrt(m) |x|_2`` in l2 with m windows over one output (Cauchy-Schwarz over the
     products of one output), the largest channel sum in l1, ``m C max|x|`` in linf, C channels in a group.
     """
+
+    part = "transposed convolution"
 
     def operator(self, site: Site) -> LinearOperator | str:
         """The linear map, or why there is none."""

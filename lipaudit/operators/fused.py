@@ -5,6 +5,7 @@ The parts are asked through sites of their own, so that each constant is stated 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.ball import Ball
+from lipaudit.bounds.linear import Dense
 from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper
 from lipaudit.graph.ir import Constant, Value
 from lipaudit.operators import interval
@@ -23,6 +25,7 @@ from lipaudit.operators.conv import Conv
 from lipaudit.operators.entry import Entry
 from lipaudit.operators.law import Law, law_of
 from lipaudit.operators.matmul import Gemm, MatMul
+from lipaudit.operators.parts import Part
 from lipaudit.operators.pooling import MaxPool
 from lipaudit.operators.range import Range, reals
 
@@ -107,6 +110,10 @@ class _Fused(Rule):
     def activation(self, site: Site) -> Law | tuple[float, float] | Unknown | None:
         """What follows."""
         return None
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """Those of the linear part."""
+        return self.linear_rule().parts(self.part(site, [None] * len(site.inputs))[0])
 
     def before(self, site: Site, xs: Sequence[Range | None]) -> Range:
         """Range of what the activation is applied to."""
@@ -233,6 +240,19 @@ class FusedMatMul(_Fused):
         found = super().gain(site, i, norm, xs)
         alpha = Upper(abs(self._alpha(site)))
         return replace(found, slope=found.slope * alpha) if isinstance(found, Finite) else found
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The stored operand, in doubles times alpha where that is exact."""
+        found, alpha = super().parts(site), self._alpha(site)
+        if alpha == 1.0:
+            return found
+        exact = abs(math.frexp(alpha)[0]) == 0.5
+        return tuple(
+            Part(each.weight, each.kind, each.shape, Dense(each.operator.weight * alpha, each.operator.in_shape, each.operator.side))
+            if exact and isinstance(each.operator, Dense)
+            else Part(each.weight, each.kind, each.shape, "alpha times the weight is not exact")
+            for each in found
+        )
 
 
 class _ChannelsLast(_Fused):

@@ -15,6 +15,7 @@ from lipaudit.bounds.scalar import ZERO, Norm
 from lipaudit.graph.ir import Constant
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.movement import Movement
+from lipaudit.operators.parts import Part, table
 from lipaudit.operators.range import Range, widen
 
 __all__ = ["ArrayFeatureExtractor", "Gather", "GatherElements", "GatherND", "table_range"]
@@ -114,6 +115,10 @@ class Gather(_Lookup):
 
     def _axis(self, site: Site) -> int:
         return int(site.attr("axis", 0)) % len(site.shape(0))
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """A stored table of which computed indices choose rows."""
+        return table(site, 0) if site.constant(1) is None and self._axis(site) == 0 else ()
 
     def problem(self, site: Site) -> str | None:
         """See the base class."""

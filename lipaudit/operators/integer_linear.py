@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.conv import Convolution
 from lipaudit.bounds.dense import dense_norm
-from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Lower, Norm, Upper, repeat_factor
+from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper, repeat_factor
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown
 from lipaudit.operators.grid import grid_of
-from lipaudit.operators.range import Range, reals, widen
+from lipaudit.operators.parts import Part, matrix
+from lipaudit.operators.range import Range, reals
 
 __all__ = [
-    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulNBits", "QGemm", "QLinearConv", "QLinearMatMul",
-    "quantised_range", "rounding", "scale_ends", "shifted_reach",
+    "ConvInteger", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul", "quantised_range", "rounding", "scale_ends", "shifted",
+    "shifted_reach",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -57,7 +56,7 @@ def scale_ends(site: Site, i: int) -> tuple[Lower, Upper] | Unknown:
     return Lower(float(np.min(values))), Upper(float(np.max(values)))
 
 
-def _shifted(site: Site, xs: Sequence[Range | None], i: int, zero: int, axis_last: bool) -> Floats | Unknown | None:
+def shifted(site: Site, xs: Sequence[Range | None], i: int, zero: int, axis_last: bool) -> Floats | Unknown | None:
     """Stored operand ``i`` minus its stored zero point, exact in float64; None if the operand is not stored."""
     constant = site.constant(i)
     if constant is None:
@@ -126,13 +125,34 @@ class MatMulInteger(Rule):
         if self._largest(site, xs) > _INT32:
             return Unknown("the int32 sum may overflow on this domain")
         left = i in (0, 2)
-        other = _shifted(site, xs, 1, 3, True) if left else _shifted(site, xs, 0, 2, False)
+        other = shifted(site, xs, 1, 3, True) if left else shifted(site, xs, 0, 2, False)
         if isinstance(other, Unknown) or other is None:
             other = float(shifted_reach(site, xs, 1, 3) if left else shifted_reach(site, xs, 0, 2))
         slope = _product_norm(left, other, (site.shape(0), site.shape(1)), norm)
         if i >= 2:
             slope = slope * repeat_factor(math.prod(site.shape(i - 2)) // max(1, math.prod(site.shape(i))), norm)
         return Finite(slope, method="norm of the shifted integer matrix") if slope.is_finite else Unbounded("both operands are unbounded")
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """``B - z_B`` where B is stored."""
+        return _right_part(site, 1, shifted(site, (), 1, 3, True))
+
+
+def _right_part(site: Site, at: int, values: Floats | Unknown | None) -> tuple[Part, ...]:
+    """The stored right operand ``at`` of a product by its real values, [K, N]."""
+    constant = site.constant(at)
+    if constant is None or not isinstance(values, np.ndarray) or values.ndim != 2:
+        return ()
+    return (matrix(constant.name, constant.shape, values),)
+
+
+def _kernel_part(site: Site, at: int, values: Floats | Unknown | None) -> tuple[Part, ...]:
+    """The stored kernel ``at`` by its real values."""
+    constant = site.constant(at)
+    if constant is None or not isinstance(values, np.ndarray):
+        return ()
+    operator = _convolution(site, values, 0)
+    return (Part(constant.name, "convolution", constant.shape, operator.reason if isinstance(operator, Unknown) else operator),)
 
 
 def _convolution(site: Site, weight: Floats, x: int) -> Convolution | Unknown:
@@ -183,7 +203,7 @@ class ConvInteger(Rule):
             return Unknown("a moving kernel of ConvInteger has no rule")
         if self._largest(site, xs) > _INT32:
             return Unknown("the int32 sum may overflow on this domain")
-        weight = _shifted(site, xs, 1, 3, False)
+        weight = shifted(site, xs, 1, 3, False)
         if not isinstance(weight, np.ndarray):
             return weight if weight is not None else Unknown("a moving kernel of ConvInteger has no rule")
         operator = _convolution(site, weight, 0)
@@ -192,6 +212,10 @@ class ConvInteger(Rule):
         found = operator.norm(norm)
         copies = repeat_factor(math.prod(site.shape(0)) // max(1, math.prod(site.shape(2))), norm) if i == 2 else ONE
         return Finite(copies * found.upper, method=found.method, evidence=found.evidence)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """``w - z_w``."""
+        return _kernel_part(site, 1, shifted(site, (), 1, 3, False))
 
 
 class QLinearConv(Rule):
@@ -205,7 +229,7 @@ class QLinearConv(Rule):
         """``||W|| s_x / s_y`` with the dequantised W, and one step of the output per element."""
         if i != 0:
             return Unknown("moving weights or scales of QLinearConv have no rule")
-        weight, s_x, s_w, s_y = _shifted(site, xs, 3, 5, False), scale_ends(site, 1), site.constant(4), scale_ends(site, 6)
+        weight, s_x, s_w, s_y = shifted(site, xs, 3, 5, False), scale_ends(site, 1), site.constant(4), scale_ends(site, 6)
         for part in (weight, s_x, s_y, scale_ends(site, 4)):
             if isinstance(part, Unknown):
                 return part
@@ -217,6 +241,13 @@ class QLinearConv(Rule):
             return operator
         found = operator.norm(norm)
         return Finite(found.upper * s_x[1] / s_y[0], rounding(site, norm), method=found.method, evidence=found.evidence)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The dequantised kernel; the scales of input and output are no part of it."""
+        weight, scale = shifted(site, (), 3, 5, False), site.constant(4)
+        if not isinstance(weight, np.ndarray) or scale is None:
+            return ()
+        return _kernel_part(site, 3, weight * scale.float64().reshape(-1, *((1,) * (weight.ndim - 1))))
 
 
 class QLinearMatMul(Rule):
@@ -235,7 +266,7 @@ class QLinearMatMul(Rule):
         if isinstance(own, Unknown) or isinstance(theirs, Unknown) or isinstance(s_y, Unknown):
             return next(part for part in (own, theirs, s_y) if isinstance(part, Unknown))
         at, scale_at, zero_at = (3, 4, 5) if left else (0, 1, 2)
-        other = _shifted(site, xs, at, zero_at, left)
+        other = shifted(site, xs, at, zero_at, left)
         shapes = (site.shape(0), site.shape(3))
         if isinstance(other, np.ndarray):
             scales = site.constant(scale_at)
@@ -253,6 +284,13 @@ class QLinearMatMul(Rule):
             return Unbounded("both operands are unbounded")
         return Finite(slope * own[1] / s_y[0], rounding(site, norm), method="norm of the dequantised matrix")
 
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The dequantised B; the scales of A and of the output are no part of it."""
+        weight, scale = shifted(site, (), 3, 5, True), site.constant(4)
+        if not isinstance(weight, np.ndarray) or scale is None or np.broadcast_shapes(weight.shape, scale.shape) != weight.shape:
+            return ()
+        return _right_part(site, 3, weight * scale.float64())
+
 
 class QGemm(Rule):
     """``alpha (A - z_A) s_A (B - z_B) s_B + C``; inputs A, s_A, z_A, B, s_B, z_B, C, s_y, z_y; a real output without s_y."""
@@ -267,7 +305,7 @@ class QGemm(Rule):
         if isinstance(s_a, Unknown) or isinstance(s_b, Unknown) or isinstance(s_y, Unknown):
             return next(part for part in (s_a, s_b, s_y) if isinstance(part, Unknown))
         transposed = bool(site.attr("transB", 0))
-        weight, scales = _shifted(site, xs, 3, 5, not transposed), site.constant(4)
+        weight, scales = shifted(site, xs, 3, 5, not transposed), site.constant(4)
         if i != 0 or not isinstance(weight, np.ndarray) or scales is None:
             return Unknown("QGemm has a rule for a moving A and stored B only")
         values = scales.float64()
@@ -281,120 +319,12 @@ class QGemm(Rule):
         slope = dense_norm(matrix, norm).upper * factor * alpha * s_a[1] / s_y[0]
         return Finite(slope, rounding(site, norm), method="norm of the dequantised matrix")
 
-
-@dataclass(frozen=True, slots=True)
-class _Matrix:
-    """A dequantised weight [K, N] and a factor that covers the rounding of its making."""
-
-    weight: Floats
-    factor: Upper = ONE
-
-
-class _Dequantised(Rule):
-    """``A @ W + bias`` for a real A ``[.., K]``."""
-
-    @abstractmethod
-    def matrix(self, site: Site) -> _Matrix | Unknown:
-        """The dequantised weight."""
-
-    def bias(self, site: Site) -> int:
-        """Position of the bias."""
-        return 4
-
-    def offset(self, site: Site, norm: Norm, xs: Sequence[Range | None], slope: Upper) -> Upper:
-        """What quantising A adds."""
-        return ZERO
-
-    def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
-        """From the norms of the weight; the rounding of A is part of its range where A is rounded."""
-        found, shape, x = self.matrix(site), site.out_shape(), xs[0]
-        if isinstance(found, Unknown) or x is None:
-            return (reals(shape),)
-        bias = xs[self.bias(site)] if len(xs) > self.bias(site) else None
-        more = 0.0 if bias is None else bias.magnitude()
-        more_row = 0.0 if bias is None else bias.row_norm()
-        w = np.ascontiguousarray(found.weight.T)
-        top = dense_norm(w, "linf").upper * found.factor * Upper(x.magnitude()) * self.growth
-        row = dense_norm(w, "l2").upper * found.factor * Upper(x.row_norm()) * self.growth
-        end = widen(float(top) + more, 2)
-        return (Range(shape, np.asarray(-end), np.asarray(end), widen(float(row) + more_row, 2) if self.growth == ONE else math.inf),)
-
-    growth = ONE
-
-    def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
-        """The norm of the dequantised weight."""
-        found = self.matrix(site)
-        if isinstance(found, Unknown):
-            return found
-        if i == self.bias(site):
-            copies = math.prod(site.out_shape()) // max(1, math.prod(site.shape(i)))
-            return Finite(repeat_factor(copies, norm), method="added bias")
-        if i != 0:
-            return Unknown("moving weights or scales have no rule")
-        slope = dense_norm(np.ascontiguousarray(found.weight.T), norm).upper * found.factor
-        offset = self.offset(site, norm, xs, slope)
-        if offset == INFINITE:
-            return Unbounded("the rounding step is (max x - min x)/255 and grows with the input: give the input a box")
-        return Finite(slope, offset, method="norm of the dequantised matrix")
-
-
-class DynamicQuantizeMatMul(_Dequantised):
-    """ONNX Runtime's A quantised on the fly times stored B; inputs A, B ``[K, N]``, s_B, z_B, bias."""
-
-    growth = Upper(2)  # the quantised A may exceed A by half a step of its spread
-
-    def matrix(self, site: Site) -> _Matrix | Unknown:
-        """``(B - z_B) s_B``."""
-        weight, scales = _shifted(site, (), 1, 3, True), site.constant(2)
-        if not isinstance(weight, np.ndarray) or scales is None or weight.ndim != 2:
-            return weight if isinstance(weight, Unknown) else Unknown("DynamicQuantizeMatMul needs a stored matrix and scale")
-        return _Matrix(weight * scales.float64().reshape(-1 if scales.size > 1 else ()))
-
-    def offset(self, site: Site, norm: Norm, xs: Sequence[Range | None], slope: Upper) -> Upper:
-        """``||W||`` times one step per element of A, the step that of the largest spread."""
-        x = xs[0]
-        if x is None or not x.is_bounded:
-            return INFINITE
-        spread = Upper(max(float(np.max(x.hi, initial=0.0)), 0.0)) + Upper(max(-float(np.min(x.lo, initial=0.0)), 0.0))
-        return slope * repeat_factor(x.size, norm) * spread / Lower(255)
-
-
-class MatMulNBits(_Dequantised):
-    """ONNX Runtime's weight-only product, 4 or 8 bits in blocks along K; inputs A, B, scales, zero points, (g_idx), bias."""
-
-    def bias(self, site: Site) -> int:
-        """After the group indices."""
-        return 5
-
-    def matrix(self, site: Site) -> _Matrix | Unknown:
-        """``(q - z) s`` with z = 2^(bits - 1) where it is left out."""
-        k, n = int(site.attr("K", 0)), int(site.attr("N", 0))
-        bits, block = int(site.attr("bits", 4)), int(site.attr("block_size", 0))
-        packed, scales = site.constant(1), site.constant(2)
-        if site.has(4):
-            return Unknown("MatMulNBits with group indices has no rule")
-        if bits not in (4, 8) or block <= 0 or packed is None or scales is None or (site.has(3) and site.constant(3) is None):
-            return Unknown("MatMulNBits has a rule for stored weights of 4 or 8 bits")
-        blocks = -(-k // block)
-        values = _unpacked(np.asarray(packed.array()), bits).reshape(n, blocks, -1)[:, :, :block]
-        steps = scales.float64().reshape(n, blocks, 1)
-        zeros = site.constant(3)
-        factor = ONE
-        if zeros is None:
-            z: Floats = np.full((n, blocks, 1), float(2 ** (bits - 1)))
-        elif zeros.dtype == "uint8":
-            z = _unpacked(np.asarray(zeros.array()).reshape(n, -1), bits)[:, :blocks].reshape(n, blocks, 1)
-        else:
-            z = zeros.float64().reshape(n, blocks, 1)
-            factor = Upper(1 + 2.0**-40)  # a product of two 24-bit numbers and a difference, rounded in float64
-        weight = ((values - z) * steps).reshape(n, blocks * block)[:, :k]
-        return _Matrix(np.ascontiguousarray(weight.T), factor)
-
-
-def _unpacked(array: NDArray[np.generic], bits: int) -> Floats:
-    """Low nibble first."""
-    data = np.asarray(array, dtype=np.uint8)
-    if bits == 8:
-        return data.astype(np.float64)
-    pair = np.stack((data & 15, data >> 4), axis=-1)
-    return pair.reshape(*data.shape[:-1], -1).astype(np.float64)
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The dequantised B; alpha and the scales of A and of the output are no part of it."""
+        transposed = bool(site.attr("transB", 0))
+        weight, scales = shifted(site, (), 3, 5, not transposed), site.constant(4)
+        if not isinstance(weight, np.ndarray) or scales is None:
+            return ()
+        steps = scales.float64()
+        real = weight * (steps.reshape(-1, 1) if transposed and steps.size > 1 else steps)
+        return _right_part(site, 3, real.T if transposed else real)

@@ -20,6 +20,7 @@ from lipaudit.operators.normalizing import (
     mean_range,
     normalized_range,
 )
+from lipaudit.operators.parts import Part, factors, table
 from lipaudit.operators.radial import Place, Radial, spread
 from lipaudit.operators.range import Range, down, reals, widen
 
@@ -199,6 +200,10 @@ class SkipNormalization(Normalizing):
     ``params["rms"]`` selects SkipSimplifiedLayerNormalization: inputs x, skip, gamma, bias.
     """
 
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The scale."""
+        return factors(site, 2)
+
     @property
     def _rms(self) -> bool:
         return bool(self.params.get("rms", False))
@@ -282,6 +287,10 @@ class EmbedLayerNormalization(Rule):
             own = value.shape if value is not None and value.shape is not None else ()
             found.append(whole.replace(shape=own) if k == 2 else reals(own))
         return tuple(found)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """Tables and scale."""
+        return (*table(site, 2), *table(site, 3), *table(site, 4), *factors(site, 5))
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """Integer ids do not move; moving tables are not supported."""

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipaudit.bounds.conv import Adjoint, Convolution
 from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.linear import Dense
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
-from lipaudit.bounds.scalar import Norm
+from lipaudit.bounds.scalar import Norm, dual
 from lipaudit.graph.ir import Constant
 from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
 from lipaudit.operators.interval import Interval
 from lipaudit.operators.range import Range, reals
 
-__all__ = ["LinearRule", "matrix_norm", "norm_gain", "weight_array"]
+__all__ = ["LinearRule", "constant_norm", "matrix_norm", "norm_gain", "weight_array"]
 
 Floats = NDArray[np.float64]
 
@@ -38,21 +40,42 @@ def weight_array(constant: Constant) -> NDArray[np.float64]:
 
 
 # Norms of matrices that ranges and gains both ask for, as long as the weight lives; the answer is the same whoever asks first.
-_NORMS: WeakKeyDictionary[Constant, dict[tuple[bool, Norm], VerifiedNorm]] = WeakKeyDictionary()
+_NORMS: WeakKeyDictionary[Constant, dict[Hashable, VerifiedNorm]] = WeakKeyDictionary()
 _LOCK = Lock()
+
+
+def _once(constant: Constant, key: Hashable, make: Callable[[], VerifiedNorm]) -> VerifiedNorm:
+    with _LOCK:
+        found = _NORMS.setdefault(constant, {}).get(key)
+    if found is None:
+        found = make()
+        with _LOCK:
+            _NORMS[constant][key] = found
+    return found
 
 
 def matrix_norm(constant: Constant, norm: Norm, *, transposed: bool = False) -> VerifiedNorm:
     """Verified norm of a stored matrix (or its transpose) as a map ``v -> W v``."""
-    key = (transposed, norm)
-    with _LOCK:
-        found = _NORMS.setdefault(constant, {}).get(key)
-    if found is None:
-        weight = weight_array(constant)
-        found = dense_norm(weight.T if transposed else weight, norm)
-        with _LOCK:
-            _NORMS[constant][key] = found
-    return found
+    own: Norm = dual(norm) if transposed else norm
+    return _once(constant, ("matrix", own), lambda: dense_norm(weight_array(constant), own))
+
+
+def constant_norm(constant: Constant, operator: LinearOperator, norm: Norm) -> VerifiedNorm:
+    """Verified norm of an operator that ``constant``, as it is stored, defines; computed once where several ask."""
+    key = _signature(operator)
+    return operator.norm(norm) if key is None else _once(constant, (key, norm), lambda: operator.norm(norm))
+
+
+def _signature(operator: LinearOperator) -> Hashable | None:
+    """Everything beside its weight that the norm of an operator depends on; None for operators that are not looked up."""
+    if isinstance(operator, Adjoint):
+        base = _signature(operator.base)
+        return None if base is None else ("adjoint", base)
+    if isinstance(operator, Convolution):
+        return "convolution", operator.groups, operator.window, operator.in_shape, operator.weight.shape
+    if isinstance(operator, Dense):
+        return "dense", operator.side, operator.in_shape, operator.weight.shape
+    return None
 
 
 def norm_gain(operator: LinearOperator | VerifiedNorm, norm: Norm, weight: str = "", node: str = "") -> Gain:

@@ -18,7 +18,8 @@ from lipaudit.graph.ir import Constant
 from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.interval import Interval
-from lipaudit.operators.linear import LinearRule, matrix_norm, norm_gain, weight_array
+from lipaudit.operators.linear import LinearRule, constant_norm, matrix_norm, norm_gain, weight_array
+from lipaudit.operators.parts import Part, product
 from lipaudit.operators.range import Range, reals, widen
 
 __all__ = ["Gemm", "MatMul"]
@@ -194,11 +195,17 @@ class MatMul(_Product):
         if constant is not None:
             operator = dense(constant, site.shape(i), site.out_shape(), "right" if i == 0 else "left")
             if not isinstance(operator, str):
-                known = operator if len(constant.shape) != 2 or math.prod(site.shape(i)) == 0 else _of_matrix(constant, i, norm)
+                plain = len(constant.shape) == 2 and math.prod(site.shape(i)) > 0
+                known = _of_matrix(constant, i, norm) if plain else constant_norm(constant, operator, norm)
                 return norm_gain(known, norm, site.node.inputs[1 - i], site.node.name)
         a, b, batch = self._operands(site, xs)
         own, other = (a, b) if i == 0 else (b, a)
         return self._bilinear(site, i, norm, own, other, batch)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The stored operand."""
+        constant = next((found for found in site.constants[:2] if found is not None), None)
+        return () if constant is None or not constant.shape else product(constant, self.operator(site))
 
     def linear(self, site: Site, i: int) -> LinearOperator | None:
         """The map itself."""
@@ -366,6 +373,20 @@ class Gemm(_Product):
             own, other = (a, b) if i == 0 else (b, a)
             found = self._bilinear(site, i, norm, own, other, ())
         return replace(found, slope=alpha * found.slope) if isinstance(found, Finite) else found
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The stored operand, times alpha."""
+        at = next((i for i in (1, 0) if site.constant(i) is not None), None)
+        constant = None if at is None else site.constant(at)
+        if at is None or constant is None or len(constant.shape) != 2:
+            return ()
+        matrix = self._matrix(site, at)
+        moved = bool(site.attr("transB" if at == 0 else "transA", 0))
+        own = site.shape(1 - at)[::-1] if moved else site.shape(1 - at)
+        operator = matrix if isinstance(matrix, str) else Dense(matrix, own, side="right" if at == 1 else "left")
+        if float(site.attr("alpha", 1.0)) == 1.0:
+            return product(constant, operator, transposed=bool(site.attr("transB" if at == 1 else "transA", 0)))
+        return (Part(constant.name, "matrix", constant.shape, operator),)
 
     def linear(self, site: Site, i: int) -> LinearOperator | None:
         """The map itself."""

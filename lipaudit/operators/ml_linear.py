@@ -15,6 +15,7 @@ from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown, scaled
 from lipaudit.operators.broadcast import stack_flows
 from lipaudit.operators.flow import Flow, Row
+from lipaudit.operators.parts import Part, matrix
 from lipaudit.operators.range import Range, extent, reals, up
 
 __all__ = [
@@ -249,6 +250,11 @@ class LinearRegressor(Scores):
         targets, width = int(site.attr("targets", 1)), site.shape(0)[-1]
         flat = numbers(site, "coefficients")
         return flat.reshape(targets, width) if flat.size == targets * width else Unknown("the coefficients do not fit the input")
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The coefficients, which are an attribute."""
+        found = self.coefficients(site)
+        return () if isinstance(found, Unknown) else (matrix("coefficients", found.shape, found.T),)
 
     def copies(self, site: Site, count: int) -> int:
         """How often each score is given out (with either sign)."""

@@ -15,6 +15,7 @@ from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown, scaled
 from lipaudit.operators.batch_moving import moving_gain, moving_range
 from lipaudit.operators.flow import Flow
+from lipaudit.operators.parts import Part
 from lipaudit.operators.range import Range, reals, up, widen
 from lipaudit.operators.training import BatchStatistics
 
@@ -107,6 +108,14 @@ class BatchNormalization(BatchStatistics):
             return None
         shape = site.shape(0)
         return Diagonal(np.broadcast_to(found[0], shape[1:]) if len(shape) > 1 else found[0], shape, _ERROR)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """``g / sqrt(v + eps)`` of every channel."""
+        constant, found = site.constant(1), self._scale(site)
+        if constant is None:
+            return ()
+        operator = found if isinstance(found, str) else Diagonal(found[0].reshape(-1), (found[0].size,), _ERROR)
+        return (Part(constant.name, "diagonal", constant.shape, operator),)
 
     def flow(self, site: Site, flows: Sequence[Flow | None], gains: Sequence[Gain | None], norm: Norm) -> tuple[Flow, ...]:
         """How parts move, see the class."""

@@ -18,6 +18,7 @@ from lipaudit.bounds.scalar import ZERO, Lower, Norm, Upper, repeat_factor
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.interval import Interval, add, multiply
 from lipaudit.operators.outputs import SeveralOutputs, finite_or, jointly
+from lipaudit.operators.parts import Part, factors
 from lipaudit.operators.radial import Radial, Spread, centred_scale_norm, spread
 from lipaudit.operators.range import Range, reals, up, widen
 
@@ -103,6 +104,10 @@ class Normalizing(SeveralOutputs):
     @abstractmethod
     def plan(self, site: Site, xs: Sequence[Range | None]) -> Plan | Unknown:
         """How this node normalizes, or why that is not known."""
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The stored scale."""
+        return factors(site, 1)
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Element intervals, row norm and diameter of the first output; :meth:`others` gives the remaining ones."""

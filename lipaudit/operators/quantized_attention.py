@@ -13,6 +13,7 @@ from lipaudit.operators import interval
 from lipaudit.operators.attention_contrib import PackedAttention
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
 from lipaudit.operators.outputs import PerOutput, SeveralOutputs
+from lipaudit.operators.parts import Part, matrix
 from lipaudit.operators.range import Range, reals
 
 __all__ = ["QAttention"]
@@ -53,6 +54,14 @@ class QAttention(SeveralOutputs):
         node = site.node.renamed(op="Attention", inputs=names)
         ranges = [Range(x.shape, lo, hi), None, *(xs[i] if i < len(xs) else None for i in slots[2:])]
         return replace(site, node=node, inputs=values, constants=constants, moving=moving), ranges, float(s)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The dequantised projections to Q, K and V side by side."""
+        stored = [site.constant(i) for i in (1, 4, 7)]
+        if stored[0] is None or stored[1] is None or (site.has(7) and stored[2] is None):
+            return ()
+        zero = 0.0 if stored[2] is None else stored[2].float64()
+        return (matrix(stored[0].name, stored[0].shape, (stored[0].float64() - zero) * stored[1].float64()),)
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Of the real operator."""

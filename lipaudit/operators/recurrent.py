@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, combine, dual, matrix_norm
 from lipaudit.operators.base import Gain, Site, Unbounded, Unknown
+from lipaudit.operators.linear import weight_array
 from lipaudit.operators.outputs import SeveralOutputs, finite_or, jointly
+from lipaudit.operators.parts import Part, directions
 from lipaudit.operators.range import Range, reals
 from lipaudit.operators.recurrent_cells import Cell, Step, cell_of
 
@@ -72,6 +74,14 @@ class Recurrent(SeveralOutputs):
         reason = f"{site.node.op}: an initial state without a domain makes the reach of the state unbounded, and gates multiply it"
         method = f"{site.node.op} over {self._length(site)} steps"
         return jointly([finite_or(part, reason, method, offset=offset) for part, offset in zip(parts, offsets, strict=False)], norm)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """W and R, all gates of a direction stacked."""
+        found: list[Part] = []
+        for constant in (site.constant(1), site.constant(2)):
+            if constant is not None and len(constant.shape) == 3:
+                found += directions(constant.name, weight_array(constant), constant.shape)
+        return tuple(found)
 
     def offsets(self, site: Site, cells: Sequence[Cell], norm: Norm, xs: Sequence[Range | None]) -> Sequence[Upper] | Unbounded:
         """Offset of each output: none, where nothing is rounded."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lipaudit.bounds.scalar import ZERO, Lower, Norm, Upper, combine, repeat_factor
 from lipaudit.operators.base import Site, Unbounded, Unknown
+from lipaudit.operators.parts import Part, directions
 from lipaudit.operators.range import Range
 from lipaudit.operators.recurrent import Recurrent, reach
 from lipaudit.operators.recurrent_cells import Cell, cell_of
@@ -54,6 +55,15 @@ class DynamicQuantizeLSTM(Recurrent):
             found[1].append(max(sequence, default=ZERO))
             found[2].append(max(store, default=ZERO))
         return [combine(own, norm) * repeat_factor(batch, norm) for own in found][: len(site.outputs)]
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The dequantised W and R."""
+        found: list[Part] = []
+        for weight, scale, zero in ((1, 8, 9), (2, 10, 11)):
+            constant, real = site.constant(weight), _dequantised(site, weight, scale, zero)
+            if constant is not None and not isinstance(real, Unknown):
+                found += directions(constant.name, np.swapaxes(real, 1, 2), constant.shape)
+        return tuple(found)
 
     def _cells(self, site: Site, xs: Sequence[Range | None]) -> list[Cell] | Unknown:
         w, r = _dequantised(site, 1, 8, 9), _dequantised(site, 2, 10, 11)

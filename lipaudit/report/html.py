@@ -21,7 +21,7 @@ from lipaudit.report import charts, sentences
 from lipaudit.report.selection import by_depth, contributors, finding_groups, level, proof, reason_groups, tally, walk
 from lipaudit.report.text import amount, count, facts, power, printable, share, shorten, value
 
-__all__ = ["render"]
+__all__ = ["environment", "render"]
 
 _CHART_ROWS = 40
 _PROFILE_POINTS = 150
@@ -44,11 +44,12 @@ _MARKED = re.compile(r"(`[^`]+`)|\b10\^(-?\d+(?:\.\d+)?)")
 
 def render(audit: Audit) -> str:
     """One HTML page."""
-    return _environment().get_template("page.html.j2").render(_content(audit)) + "\n"
+    return environment().get_template("page.html.j2").render(_content(audit)) + "\n"
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates, with escaping of everything that comes from a model."""
     environment = Environment(
         loader=PackageLoader("lipaudit.report"),
         autoescape=True,

@@ -8,12 +8,17 @@ from typing import Any
 import msgspec
 
 from lipaudit.errors import ModelError
-from lipaudit.records import Audit
+from lipaudit.records import Audit, Record
 
-__all__ = ["render"]
+__all__ = ["encode", "render"]
 
 
 def render(audit: Audit) -> str:
+    """JSON text of an audit, see :func:`encode`."""
+    return encode(audit, audit.model.path)
+
+
+def encode(record: Record, where: str) -> str:
     """JSON text, two spaces of indentation, keys of free-form objects sorted.
 
     JSON has no infinity and no NaN: free-form values (facts, evidence, options) become the text ``"inf"``, ``"-inf"`` or
@@ -25,11 +30,11 @@ def render(audit: Audit) -> str:
         The tree of regions is nested too deeply for JSON.
     """
     try:
-        plain = msgspec.to_builtins(audit, order="deterministic")
+        plain = msgspec.to_builtins(record, order="deterministic")
         _make_valid(plain)
         return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode("utf-8") + "\n"
     except RecursionError:
-        raise ModelError("the regions are nested too deeply to be written as JSON.", where=audit.model.path) from None
+        raise ModelError("the regions are nested too deeply to be written as JSON.", where=where) from None
 
 
 # Numbers that the schema declares; everything else that holds a float is free-form.

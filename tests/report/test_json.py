@@ -11,7 +11,7 @@ import pytest
 from lipaudit.errors import ModelError
 from lipaudit.records import Audit
 from lipaudit.report.json import render
-from lipaudit.report.schema import audit_schema, published_schema
+from lipaudit.report.schema import published_schema, schema
 from tests.report import audits
 
 
@@ -31,11 +31,11 @@ def test_json_is_valid_and_fits_the_schema(case: str) -> None:
 
 
 def test_the_published_schema_is_up_to_date() -> None:
-    assert json.loads(published_schema()) == audit_schema(), "run: python -m lipaudit.report.schema > lipaudit/report/audit.schema.json"
+    assert json.loads(published_schema()) == schema(), "run: python -m lipaudit.report.schema > lipaudit/report/audit.schema.json"
 
 
 def test_the_schema_refuses_what_is_no_audit() -> None:
-    validator = jsonschema.Draft202012Validator(audit_schema())
+    validator = jsonschema.Draft202012Validator(schema())
     found = strict(render(audits.audit()))
     for change in ({"schema": "lipaudit.audit/2"}, {"norm": "l3"}, {"surprise": 1}, {"certified": {"status": "maybe"}}):
         assert not validator.is_valid(found | change), change

@@ -28,6 +28,7 @@ _LIMIT = 1_000_000
 _OP_LINE = re.compile(r'^op\s*=\s*"([^"\\\n]+)"', re.MULTILINE)
 _KIND = re.compile(r"[\w.\-]+::\w+")
 _RULE = re.compile(r"[a-z_][a-z_0-9.]*:[A-Z]\w*")
+_FUNCTION_LINE = re.compile(r"^function\s*=", re.MULTILINE)
 _REFUSALS = "not-supported.toml"
 
 
@@ -80,6 +81,7 @@ class Catalogue:
         self._rules: dict[str, Rule] = {}
         self._mine: set[str] = set()
         self._functions: dict[str, FunctionProto] = {}
+        self._limits: dict[str, str] = {}
 
     @classmethod
     def load(cls, extra: Sequence[Path] = ()) -> Catalogue:
@@ -117,20 +119,24 @@ class Catalogue:
             found[kind] = path
             self.entries.put(kind, path, text)
             self.refusals.pop(kind, None)
-            if user:
-                self._put_definition(kind, path)
+            if user or _FUNCTION_LINE.search(text):
+                self._put_definition(kind, path, user=user)
 
-    def _put_definition(self, kind: str, path: Path) -> None:
-        """What a file of the user says beyond a rule."""
+    def _put_definition(self, kind: str, path: Path, *, user: bool) -> None:
+        """What a file says beyond a rule: its definition by other nodes, and in files of the user the shape of its outputs."""
         entry = self.entries[kind]
         self._rules.pop(kind, None)
         self._functions.pop(kind, None)
-        self._mine.add(kind)
+        self._limits.pop(kind, None)
+        if user:
+            self._mine.add(kind)
         if entry.function:
             self._functions[kind] = _parsed(entry, path)
-            if entry.accepts:
-                accepted = "; ".join(f"{name} in {values}" for name, values in entry.accepts.items())
-                self.refusals[kind] = f"its definition in {path.name} holds only for {accepted}"
+            accepted = [f"{name} in {values}" for name, values in entry.accepts.items()]
+            if not user:
+                accepted += [entry.conditions] if isinstance(entry.conditions, str) else entry.conditions
+            if accepted:
+                self._limits[kind] = f"its definition in {path.name} holds only for {'; '.join(accepted)}"
 
     def _refuse(self, text: str, path: Path) -> None:
         try:
@@ -148,7 +154,7 @@ class Catalogue:
 
     def refusal(self, kind: str) -> str | None:
         """Why ``domain::op`` has no rule, if the catalogue says so."""
-        return self.refusals.get(kind)
+        return self.refusals.get(kind) or self._limits.get(kind)
 
     def rule(self, node: Node) -> Rule | None:
         """The rule for ``node``; None without an entry, or if the node's version is older than the entry covers."""
@@ -169,10 +175,13 @@ class Catalogue:
         entry = self.entry(node.kind) if node.kind in self._functions else None
         if entry is None:
             return None
+        function = self._functions[node.kind]
+        if node.kind not in self._mine and (len(node.inputs) > len(function.input) or len(node.outputs) > len(function.output)):
+            return None  # a variadic operator: the definition is that of one tensor
         for name, values in entry.accepts.items():
             if name in node.attrs and node.attrs[name] not in values:
                 return None
-        return self._functions[node.kind]
+        return function
 
 
 def _text(path: Path) -> str:

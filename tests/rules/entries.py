@@ -24,7 +24,7 @@ from lipaudit.operators.range import Range, exact
 
 CATALOGUE = Catalogue.load()
 KINDS = sorted(CATALOGUE.entries)
-SCALAR = [kind for kind in KINDS if not CATALOGUE.entries[kind].rule]
+SCALAR = [kind for kind in KINDS if not CATALOGUE.entries[kind].rule and not CATALOGUE.entries[kind].function]
 CUSTOM = ("lipaudit", "com.microsoft")
 
 

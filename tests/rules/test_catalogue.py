@@ -49,7 +49,10 @@ def node(kind: str, version: int = 0) -> Node:
 def test_entry_loads_and_has_a_rule(kind: str) -> None:
     entry = CATALOGUE.entries[kind]
     assert entry.op == kind
-    assert isinstance(CATALOGUE.rule(node(kind)), Rule)
+    if entry.function:  # replaced by the nodes of its definition before rules are asked
+        assert CATALOGUE.rule(node(kind)) is None and CATALOGUE.operators().function(node(kind)) is not None
+    else:
+        assert isinstance(CATALOGUE.rule(node(kind)), Rule)
     assert entry.citations(), "a rule says where its constant is from"
     assert entry.describe()
 

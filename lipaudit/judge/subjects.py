@@ -47,6 +47,8 @@ def subjects(
     root = topology.root
     whole = {"path": root.path, "kind": root.kind, "nodes": len(root.nodes), "status": certificate.headline.status}
     whole |= {"log10_gain": _log10(certificate.headline.slope), **root.facts.get("region", {})}
+    ranks = _ranks(weights)
+    whole["stable_rank"] = model["stable_rank"]
     yield Subject("model", "", "", {"model": model, "region": whole, **measured.get("", {})})
     if "run_without_shortcut" in whole:
         yield Subject("region", root.path, "", {"model": model, "region": whole})
@@ -58,6 +60,7 @@ def subjects(
         bound = certificate.regions[region.path].joint
         facts: dict[str, Any] = {"path": region.path, "kind": region.kind, "nodes": len(region.nodes), "status": bound.status}
         facts |= {"log10_gain": _log10(bound.slope), **region.facts.get("region", {})}
+        facts["stable_rank"] = min((ranks[name] for name in region.nodes if name in ranks), default=None)
         groups = {name: group for name, group in region.facts.items() if isinstance(group, dict) and name != "region"}
         certified = certified_facts(region, certificate)
         facts |= certified.pop("region")
@@ -75,6 +78,16 @@ def subjects(
 def _log10(gain: Any) -> float | None:
     value = gain.log10()
     return value if math.isfinite(value) else None
+
+
+def _ranks(weights: list[WeightFacts]) -> dict[str, float]:
+    """Smallest stable rank by the node that reads the matrices first."""
+    found: dict[str, float] = {}
+    for weight in weights:
+        rank = weight.facts["stable_rank"]
+        if rank is not None:
+            found[weight.node] = min(rank, found.get(weight.node, rank))
+    return found
 
 
 def _model(topology: Topology, certificate: Certificate, catalogue: Catalogue, weights: list[WeightFacts]) -> dict[str, Any]:
@@ -99,6 +112,7 @@ def _model(topology: Topology, certificate: Certificate, catalogue: Catalogue, w
         "skipped_ops": sum(1 for node in graph.nodes if catalogue.rule(node) is None),
         "edge_count": len(ratios),
         "edge_share": share,
+        "stable_rank": min(_ranks(weights).values(), default=None),
         "looks_trained": not (len(ratios) >= trained["matrices"] and share >= trained["noise"]),
     }
 

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.operator import VerifiedNorm
+from lipaudit.bounds.spectrum import stable_rank, sum_of_squares
 from lipaudit.graph.ir import Constant, Graph, Node
+from lipaudit.operators.linear import matrix_norm, weight_array
 
 __all__ = ["WeightFacts", "weight_facts"]
 
@@ -19,6 +22,7 @@ _PARAMETERS = frozenset({"linear", "conv", "embedding", "norm", "bias"})
 _SMALLEST_SIDE = 16
 # The edge ratio is a hint, not a certificate: skip matrices whose Gram alone would take longer than the audit.
 _LARGEST_SIDE = 4096
+_NO_SPECTRUM: dict[str, float | None] = {"edge_ratio": None, "frobenius": None, "stable_rank": None}
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def _facts(constant: Constant, role: str) -> dict[str, Any]:
         "nan_count": nan_count,
         "inf_count": inf_count,
         "zero": zero,
-        "edge_ratio": _edge_ratio(constant, rows, cols) if matrix and nan_count + inf_count == 0 and not zero else None,
+        **(_of_spectrum(constant, rows, cols) if matrix and nan_count + inf_count == 0 and not zero else _NO_SPECTRUM),
     }
 
 
@@ -101,12 +105,24 @@ def _sides(constant: Constant, role: str) -> tuple[int, int]:
     return math.prod(constant.shape[:-1]), constant.shape[-1]
 
 
-def _edge_ratio(constant: Constant, rows: int, cols: int) -> float | None:
+def _of_spectrum(constant: Constant, rows: int, cols: int) -> dict[str, float | None]:
+    """Edge ratio, Frobenius norm and stable rank of the matrix [rows, cols]."""
+    if min(rows, cols) == 0:
+        return _NO_SPECTRUM
+    weight = weight_array(constant)
+    size = sum_of_squares(weight).sqrt()
+    found = {**_NO_SPECTRUM, "frobenius": float(size.upper)}
+    if min(rows, cols) > _LARGEST_SIDE:
+        return found
+    # The norm of a stored matrix is the one that the certificate used.
+    norm = matrix_norm(constant, "l2") if len(constant.shape) == 2 else dense_norm(weight.reshape(rows, cols), "l2", slack=1e-3)
+    rank = stable_rank(norm, size, (rows, cols))
+    return {**found, "edge_ratio": _edge_ratio(constant, rows, cols, norm), "stable_rank": None if rank is None else float(rank.upper)}
+
+
+def _edge_ratio(constant: Constant, rows: int, cols: int, norm: VerifiedNorm) -> float | None:
     """Largest singular value over ``std (sqrt rows + sqrt cols)`` (Marchenko, Pastur 1967: the edge for iid entries)."""
-    if constant.fill is not None or min(rows, cols) < _SMALLEST_SIDE or min(rows, cols) > _LARGEST_SIDE:
+    if constant.fill is not None or min(rows, cols) < _SMALLEST_SIDE:
         return None
-    matrix = constant.float64().reshape(rows, cols)
-    spread = float(np.std(matrix))
-    if spread == 0.0:
-        return None
-    return float(dense_norm(matrix, "l2", slack=1e-3).upper) / (spread * (math.sqrt(rows) + math.sqrt(cols)))
+    spread = float(np.std(constant.float64()))
+    return None if spread == 0.0 else float(norm.upper) / (spread * (math.sqrt(rows) + math.sqrt(cols)))

@@ -19,6 +19,7 @@ from lipaudit.operators.broadcast import (
     contributions,
     copied_axes,
     copy_factor,
+    occurrences,
     operand,
     operand_diameter,
     operand_rows,
@@ -52,10 +53,10 @@ class Sums(Elementwise):
     def _coefficient(self, site: Site, i: int) -> Fraction:
         names = site.node.inputs
         if site.node.op == "Mean":
-            return Fraction(names.count(names[i]), len(names))
+            return Fraction(occurrences(site)[names[i]][1], len(names))
         if site.node.op == "Sub":
             return Fraction(sum(-1 if j else 1 for j, name in enumerate(names) if name == names[i]))
-        return Fraction(names.count(names[i]))
+        return Fraction(occurrences(site)[names[i]][1])
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
         """Interval sum; rows add, diameters add (a term that is the same for all rows drops out)."""

@@ -6,8 +6,9 @@ An operand that broadcasting copies k times has the factor ``k**(1/p)``; its par
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from lipaudit.operators.interval import Interval
 from lipaudit.operators.range import Range, exact, widen
 
 __all__ = [
-    "add_flows", "aligned_shape", "copied_axes", "copies", "lifted", "operand",
+    "add_flows", "aligned_shape", "copied_axes", "copies", "lifted", "occurrences", "operand",
     "operand_diameter", "operand_rows", "precise", "root_sum", "same", "stack_flows",
 ]  # fmt: skip
 
@@ -105,7 +106,36 @@ def root_sum(values: Sequence[float]) -> float:
 
 def same(site: Site, i: int) -> int:
     """First input that is the same variable as input ``i``: equal names are one variable."""
-    return site.node.inputs.index(site.node.inputs[i])
+    return occurrences(site)[site.node.inputs[i]][0]
+
+
+def occurrences(site: Site) -> Mapping[str, tuple[int, int]]:
+    """For each name that the node reads its first place and how often it is read; counted once a node, which may be wide."""
+    return _occurrences(_ById(site.node.inputs))
+
+
+class _ById:
+    """A tuple of names, compared by identity: hashing thousands of names again for each of them would be quadratic."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def __hash__(self) -> int:
+        return id(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.names is other.names
+
+
+@lru_cache(maxsize=16)
+def _occurrences(inputs: _ById) -> Mapping[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for i, name in enumerate(inputs.names):
+        first, count = found.get(name, (i, 0))
+        found[name] = first, count + 1
+    return found
 
 
 def lifted(site: Site, i: int, flow: Flow, norm: Norm) -> Flow:

@@ -6,6 +6,7 @@ entry is a dense block, a product is a gate, attention joins its queries, keys a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -241,20 +242,28 @@ def _summands(found: _Block) -> tuple[list[str], list[Node]]:
     """The summands of the join, after inner sums that nothing else reads, and those inner sums."""
     roles, graph = found.roles, found.roles.graph
     outputs = frozenset(graph.outputs)
+    repeats = _repeats(found.join)
     operands: list[str] = []
     inner: list[Node] = []
-    stack = [(name, found.join) for name in reversed(_moving_operands(roles, found.join))]
+    stack = [(name, name not in repeats) for name in reversed(_moving_operands(roles, found.join))]
     while stack:
-        name, user = stack.pop()
+        name, once = stack.pop()
         node, strand = graph.producer.get(name), found.by_tail.get(name)
         alone = strand is not None and len(strand.nodes) == 1 and strand.nodes[0] is node
-        read_once = len(graph.consumers.get(name, ())) == 1 and user.inputs.count(name) == 1 and name not in outputs
+        read_once = once and len(graph.consumers.get(name, ())) == 1 and name not in outputs
         if node is not None and alone and read_once and node.kind in _SUMS and len(roles.reads(node)) > 1:
             inner.append(node)
-            stack.extend((operand, node) for operand in reversed(_moving_operands(roles, node)))
+            twice = _repeats(node)
+            stack.extend((operand, operand not in twice) for operand in reversed(_moving_operands(roles, node)))
         else:
             operands.append(name)
     return operands, inner[::-1]
+
+
+def _repeats(node: Node) -> frozenset[str]:
+    """The values that a node reads more than once."""
+    counts = Counter(node.inputs)
+    return frozenset(name for name, count in counts.items() if count > 1)
 
 
 def _moving_operands(roles: Roles, node: Node) -> list[str]:

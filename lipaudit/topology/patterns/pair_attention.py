@@ -58,8 +58,10 @@ def _forward(view: View, value: str, found: Core) -> Fraction | None:
             found.nodes.append(user)
             found.values, found.final = second, user.outputs[0]
             return factor * alpha
+        if user.domain or user.op not in ("Mul", "Div"):
+            return None
         at = next((i for i, name in enumerate(user.inputs) if view.scalar(name) is not None), None)
-        if user.domain or user.op not in ("Mul", "Div") or at is None or (user.op == "Div" and at == 0):
+        if at is None or (user.op == "Div" and at == 0):
             return None
         constant = Fraction(view.scalar(user.inputs[at]) or 0.0)
         if user.op == "Div" and constant == 0:
@@ -80,8 +82,10 @@ def _is_of_scores(view: View, name: str) -> bool:
         product = product_of(view, node)
         if product is not None:
             return product[0] in view.moving and product[1] in view.moving
+        if node.domain or node.op not in ("Add", "Mul", "Div", "Where"):
+            return False
         behind = [operand for operand in node.inputs if operand in view.moving]
-        if node.domain or node.op not in ("Add", "Mul", "Div", "Where") or len(behind) != 1:
+        if len(behind) != 1:
             return False
         name = behind[0]
     return False

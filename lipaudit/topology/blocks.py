@@ -14,6 +14,7 @@ from lipaudit.graph.ir import Node
 from lipaudit.topology.draft import Draft
 from lipaudit.topology.grouping import sequence
 from lipaudit.topology.nodes import ATTENTION, SKIP_NORMALIZATIONS, Roles
+from lipaudit.topology.special import special_kind
 
 __all__ = ["Strand", "block"]
 
@@ -64,7 +65,17 @@ class _Block:
 
 
 def block(roles: Roles, entries: frozenset[str], strands: list[Strand], fork: Draft | None, join: Node | None, *, level: int = 0) -> Draft:
-    """Classify one block.
+    """Classify one block: by its join, and by what lies on its paths where the join says too little (:func:`_by_join`)."""
+    found = _by_join(roles, entries, strands, fork, join, level=level)
+    if join is not None and found.kind in ("other", "concat", "dense-concat"):
+        kind = special_kind(roles, found.kind, [strand.nodes for strand in strands], join)
+        if kind != found.kind:
+            found.kind, found.reason = kind, ""
+    return found
+
+
+def _by_join(roles: Roles, entries: frozenset[str], strands: list[Strand], fork: Draft | None, join: Node | None, *, level: int) -> Draft:
+    """The block by the node in which its paths meet.
 
     ``fork`` is a node that only takes the entry apart (Split) and belongs to the block, ``join`` the node in which all paths meet
     (None at the outputs of the graph). ``level`` counts blocks that were found inside blocks by untangling.

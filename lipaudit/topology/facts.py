@@ -43,7 +43,7 @@ def annotate(simplified: Graph, graph: Graph, moving: frozenset[str], root: Draf
             draft.facts["stack"] = _stack(draft)
     root.facts["model"] = _depth(roles)
     _after_stacks(roles, root)
-    return node_facts(View(graph, moving))
+    return node_facts(View(graph, moving), simplified)
 
 
 def _depth(roles: Roles) -> dict[str, int]:
@@ -66,7 +66,7 @@ def _in_sequence(children: Sequence[Draft]) -> None:
         if child.kind == "attention":
             row += 1
             child.facts["attention"] = {"serial": row}
-        elif child.kind in ("residual", "dense-concat", "gate", "concat", "mlp"):
+        elif child.kind in ("residual", "dense-concat", "gate", "concat", "mlp", "mixture-of-experts", "u-skip"):
             row = 0
         if child.kind == "residual" and i + 1 < len(children) and children[i + 1].kind == "normalization":
             child.facts["post"] = True

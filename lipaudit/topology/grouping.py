@@ -9,7 +9,9 @@ from lipaudit.topology.nodes import SATURATING, Roles
 
 __all__ = ["group", "runs", "sequence"]
 
-_BRIDGED = frozenset({"residual", "dense-concat", "concat", "gate", "other", "affine-block"})
+_BRIDGED = frozenset(
+    {"residual", "dense-concat", "concat", "gate", "other", "affine-block", "mixture-of-experts", "u-skip", "unrolled-recurrence"}
+)
 """Blocks in which a sum, a concatenation or a gate bridges the weight layers."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lipaudit.graph.ir import Node
+from lipaudit.graph.ir import Graph, Node
 from lipaudit.topology.match import View
 
 __all__ = ["node_facts"]
@@ -14,14 +14,18 @@ _SHAPING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
 _LIMIT = 16
 
 
-def node_facts(view: View) -> Mapping[str, Mapping[str, Any]]:
-    """By node name, only for nodes of which something is true."""
+def node_facts(view: View, simplified: Graph) -> Mapping[str, Mapping[str, Any]]:
+    """By node name, only for nodes of which something is true. ``simplified``: the graph before computations were fused."""
     found: dict[str, dict[str, Any]] = {}
+    before_fusion = View(simplified, view.moving)
+    exponentials = {node.name: node for node in simplified.nodes if node.kind == "ai.onnx::Exp"}
     for node in view.graph.nodes:
         if node.domain or not any(name in view.moving for name in node.inputs):
             continue
         if node.op == "Log" and _softmax_behind(view, node.inputs[0], scaling=False) is not None:
             found.setdefault(node.name, {})["log_of_softmax"] = True
+        elif node.op == "Softmax" and any(_is_bare(before_fusion, exponentials[name]) for name in node.covers if name in exponentials):
+            found.setdefault(node.name, {})["bare_exp_sum"] = True
         elif node.op in ("Softmax", "LogSoftmax"):
             before = _softmax_behind(view, node.inputs[0], scaling=True)
             if before is not None and _same_axis(view, before, node):

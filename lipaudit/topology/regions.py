@@ -42,7 +42,8 @@ class Region:
         Unique and stable, "model/stack-1/layer-2/block-1:residual/branch".
     kind
         chain, affine-chain, affine-block, residual, dense-concat, concat, gate, attention, attention-core, normalization, activation,
-        mlp, pooling, recurrent, quantized, join, embedding, stem, head, layer, stack, model, or other.
+        mlp, mixture-of-experts, u-skip, pooling, recurrent, unrolled-recurrence, quantized, join, embedding, stem, head, layer, stack,
+        model, or other.
     nodes
         Names of nodes of the abstract graph; those of all children for a region that has children.
     entries

@@ -10,7 +10,9 @@ from lipaudit.topology.draft import Draft
 
 __all__ = ["arrange"]
 
-_BLOCKS = frozenset({"residual", "dense-concat", "concat", "gate", "attention", "stack"})
+_BLOCKS = frozenset(
+    {"residual", "dense-concat", "concat", "gate", "attention", "mixture-of-experts", "stack", "u-skip", "unrolled-recurrence"}
+)
 _LONGEST_PERIOD = 6
 
 

@@ -99,6 +99,32 @@ def test_gate_concat_and_dense_concat() -> None:
     assert only(parallel, "concat").entries == ("x",)
 
 
+def test_a_mixture_of_experts() -> None:
+    """Weights of one Softmax, split, times experts of their own; a sum of gates of their own is none."""
+    body = (
+        "r = MatMul(x, w) p = Softmax<axis=2>(r) z = Constant<value_ints=[0]>() o = Constant<value_ints=[1]>() "
+        "t = Constant<value_ints=[2]>() ax = Constant<value_ints=[2]>() g1 = Slice(p, z, o, ax) g2 = Slice(p, o, t, ax) a = MatMul(x, w) e1 = Relu(a) c = MatMul(x, w) "
+        "e2 = Tanh(c) m1 = Mul(g1, e1) m2 = Mul(e2, g2) "
+    )
+    assert only(tree(body + "y = Add(m1, m2)"), "mixture-of-experts").exit == "y"
+    apart = "r = MatMul(x, w) p = Sigmoid(r) q = Tanh(r) a = MatMul(x, w) c = MatMul(x, w) m1 = Mul(p, a) m2 = Mul(q, c) y = Add(m1, m2)"
+    assert "mixture-of-experts" not in kinds(tree(apart))
+
+
+def test_a_recurrence_that_was_unrolled() -> None:
+    """Each step reads the next token and what the step before it left, through the same matrices."""
+    steps = "one = Constant<value_ints=[1]>() "
+    for k in range(5):
+        steps += f"i{k} = Constant<value_ints=[{k}]>() j{k} = Constant<value_ints=[{k + 1}]>() x{k} = Slice(x, i{k}, j{k}, one) "
+    steps += "h0 = Tanh(x0) "
+    for k in range(1, 4):
+        steps += f"u{k} = MatMul(h{k - 1}, w) s{k} = Add(u{k}, x{k}) h{k} = Tanh(s{k}) "
+    recurrent = tree(steps + "y = Concat<axis=1>(h0, h1, h2, h3)")
+    assert "unrolled-recurrence" in kinds(recurrent)
+    twice = "a = MatMul(x, w) b = Relu(a) c = MatMul(x, w) d = Tanh(c) y = Add(b, d)"
+    assert "unrolled-recurrence" not in kinds(tree(twice))
+
+
 def test_mlp_and_gated_mlp() -> None:
     plain = tree("a = MatMul(x, w) b = Relu(a) y = MatMul(b, w)")
     assert only(plain, "mlp").facts["gated"] is False

@@ -103,7 +103,8 @@ def test_a_mixture_of_experts() -> None:
     """Weights of one Softmax, split, times experts of their own; a sum of gates of their own is none."""
     body = (
         "r = MatMul(x, w) p = Softmax<axis=2>(r) z = Constant<value_ints=[0]>() o = Constant<value_ints=[1]>() "
-        "t = Constant<value_ints=[2]>() ax = Constant<value_ints=[2]>() g1 = Slice(p, z, o, ax) g2 = Slice(p, o, t, ax) a = MatMul(x, w) e1 = Relu(a) c = MatMul(x, w) "
+        "t = Constant<value_ints=[2]>() ax = Constant<value_ints=[2]>() "
+        "g1 = Slice(p, z, o, ax) g2 = Slice(p, o, t, ax) a = MatMul(x, w) e1 = Relu(a) c = MatMul(x, w) "
         "e2 = Tanh(c) m1 = Mul(g1, e1) m2 = Mul(e2, g2) "
     )
     assert only(tree(body + "y = Add(m1, m2)"), "mixture-of-experts").exit == "y"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lipaudit.bounds.scalar import INFINITE, ZERO, Norm, Upper
 from lipaudit.graph.ir import Graph
+from lipaudit.operators.alike import computed_alike
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
 from lipaudit.operators.flow import Flow
 from lipaudit.operators.hull import distance, hull
@@ -19,7 +20,8 @@ class If(Rule):
     """The worst of the branches that the range of the condition leaves open.
 
     A condition that depends on the source adds, per element, the largest difference of the two branches:
-    ``A(x) - B(y) = A(x) - A(y) + A(y) - B(y)``. The branches read captured values only; these follow the condition.
+    ``A(x) - B(y) = A(x) - A(y) + A(y) - B(y)``; nothing where both compute it alike. The branches
+    read captured values only; these follow the condition.
     """
 
     def range(self, site: Site, xs: Sequence[Range | None]) -> tuple[Range, ...]:
@@ -77,8 +79,7 @@ class If(Rule):
     def _jump(self, ends: Sequence[tuple[Graph, tuple[Range | None, ...]]], o: int, norm: Norm) -> Upper:
         """Largest difference of output ``o`` of the two branches."""
         (then, a), (other, b) = ends
-        name = then.outputs[o]
-        if name == other.outputs[o] and name in then.captures and name in other.captures:
+        if computed_alike(then, then.outputs[o], other, other.outputs[o]):
             return ZERO
         x, y = a[o], b[o]
         return INFINITE if x is None or y is None else distance(x, y, norm)

@@ -77,11 +77,31 @@ def test_a_condition_that_the_ranges_decide_is_a_constant() -> None:
 def test_branches_that_jump_jump_once_more_than_their_difference() -> None:
     text = """g (double[1] x) => (double[1] y) <double z = {0.0}> {
       k = Greater(x, z)
-      y = If (k) <then_branch = a () => (u) { u = Round(x) }, else_branch = b () => (v) { v = Round(x) }>
+      y = If (k) <then_branch = a () => (u) { u = Round(x) }, else_branch = b () => (v) { v = Floor(x) }>
     }"""
     found = certificate(model(text), "l2", ["x=-4:4"]).headline
-    # Round moves by |dx| + 1; the difference of the branches is at most 8 by their ranges.
+    # Both move by |dx| + 1; the difference of the branches is at most 8 by their ranges.
     assert near(float(found.slope), 1.0) and near(float(found.offset), 9.0)
+
+
+AGREEING = """g (double[2] x) => (double[2] y) <double z = {0.0}> {
+  s = ReduceSum <keepdims = 0> (x)
+  k = Greater(s, z)
+  y = If (k) <then_branch = a () => (u) <double h = {3.0}> { m = Mul(x, h) u = Sin(m) },
+              else_branch = b () => (v) <double h = {OTHER}> { n = Mul(x, h) v = Sin(n) }> }"""
+
+
+def test_branches_that_compute_alike_do_not_jump() -> None:
+    found = certificate(model(AGREEING.replace("OTHER", "3.0"))).headline
+    assert found.status == "finite" and found.offset.is_zero and near(float(found.slope), 3.0)
+
+
+def test_branches_with_another_constant_do() -> None:
+    """sin 3x on one side and sin 4x on the other differ where the condition switches, at x = (t, -t)."""
+    found = certificate(model(AGREEING.replace("OTHER", "4.0"))).headline
+    t = np.linspace(-4, 4, 4001)
+    jump = float(np.max(np.abs(np.sin(3 * t) - np.sin(4 * t)))) * math.sqrt(2)
+    assert found.status != "finite" or float(found.offset) >= jump
 
 
 def test_both_branches_hand_on_the_same_value() -> None:

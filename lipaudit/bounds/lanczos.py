@@ -1,6 +1,6 @@
 """Largest eigenvalue of a positive semidefinite operator, from below, in plain floating point.
 
-An estimate: it only says where to *start* proving an upper bound (``dense.py``, ``torus.py``), and its vector gives a
+An estimate: it only says where to *start* proving an upper bound (``dense.py``, ``sweep.py``), and its vector gives a
 rigorous lower bound after one more product.
 """
 

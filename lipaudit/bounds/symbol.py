@@ -29,7 +29,7 @@ BUDGET = 60.0
 GRID_FROM = 2.0
 """Estimated seconds of a torus from which the image-independent grid is taken if it is smaller."""
 
-CHEAP = 0.15
+CHEAP = 0.05
 """Estimated seconds up to which several tori are swept for a small image."""
 
 GRID = "uniform grid of frequencies"

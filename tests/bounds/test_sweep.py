@@ -74,6 +74,49 @@ def test_float32_never_claims_too_much(name: str) -> None:
     assert claimed > 100
 
 
+def test_float32_rounding_of_the_factors_is_allowed_for() -> None:
+    """The float32 Gram matrices taken as exact, and a t just below their norm: float32 accepts some, the bound tested afterwards none."""
+    wrongly_accepted = 0
+    for seed in range(3):
+        taps = scaled(np.random.default_rng(seed).standard_normal((1, 160, 2, 160)))
+        lags, torus = Lags(taps), Torus((5,), (0,))
+        grams = lags.single_grams(torus.waves(torus.frequencies(), lags.lags))
+        true = -np.linalg.eigvalsh(lags.packing.full(grams.astype(np.complex128)))[:, 0]
+        vars(lags)["single_error"] = 0.0
+        run = sweep.Sweep(lags, torus, 1e-6)
+        for k, value in enumerate(true):
+            for below in np.geomspace(1e-8, 1e-5, 25):
+                t = float(value * (1 - below))
+                for room in (0.0, 2.5e-7, 4e-7, 1e-6):
+                    shifted = grams[k].copy()
+                    shifted[lags.packing.diagonal] += np.float32(t * (1 - room))
+                    wrongly_accepted += sweep.accepts_single(shifted, lags.side)
+                    run.room = room
+                    assert not run.singles(grams[k : k + 1].copy(), t)[0]
+    assert wrongly_accepted > 0, "the test shows nothing"
+
+
+def test_float32_rounding_of_the_gram_matrices_is_allowed_for() -> None:
+    """Taps that cancel at frequency 0 up to 1e-4: the error of the Gram matrix in float32 is as large as the matrix."""
+    wrongly_accepted = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        first = rng.standard_normal((8, 8))
+        taps = scaled(np.stack([first, -first + 1e-4 * rng.standard_normal((8, 8))], axis=1)[None])
+        lags, torus = Lags(taps), Torus((1,), (0,))
+        (true,) = largest(taps, torus)
+        grams = lags.single_grams(torus.waves(torus.frequencies(), lags.lags))
+        run = sweep.Sweep(lags, torus, 1e-6)
+        run.room = 1e-3
+        for factor in (0.01, 0.1, 0.5, 0.9, 0.99):
+            shifted = grams[0].copy()
+            shifted[lags.packing.diagonal] += np.float32(true * factor * (1 - run.room))
+            wrongly_accepted += sweep.accepts_single(shifted, lags.side)
+            assert not run.singles(grams.copy(), float(true * factor))[0]
+            run.room = 1e-3
+    assert wrongly_accepted > 0, "the test shows nothing"
+
+
 @pytest.mark.parametrize("name", list(kernels()))
 def test_float32_gram_matrices_err_within_their_bound(name: str) -> None:
     taps = kernels()[name]

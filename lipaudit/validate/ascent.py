@@ -48,7 +48,8 @@ def pair_gain(view: View, x: State, z: State, norm: Norm) -> float:
 def ascend(view: View, x: State, z: State, norm: Norm, diameter: float, budget: float) -> Pair:
     """Climb from the pair (x, z) for at most ``budget`` evaluations.
 
-    Steps are normalised, begin at 5 % of ``diameter`` (l2), shrink by 0.8 without gain, and end after 20 failures in a row.
+    Steps are normalised, begin at 5 % of ``diameter`` (l2; more than the box for bold first steps), shrink by 0.8 without gain, and end
+    after 20 failures in a row.
     """
     engine = view.engine
     best = Pair(x, z, pair_gain(view, x, z, norm))

@@ -41,7 +41,7 @@ class Budget:
 
 
 QUICK = Budget("quick", 10_000, 2e10, 10, 60.0)
-NORMAL = Budget("normal", 100_000, 3e11, 60, 300.0)
+NORMAL = Budget("normal", 130_000, 4e11, 60, 300.0)
 THOROUGH = Budget("thorough", 2_000_000, 1e13, 400, 3600.0)
 BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (QUICK, NORMAL, THOROUGH)}
 

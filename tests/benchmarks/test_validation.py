@@ -28,6 +28,7 @@ from lipaudit.validate.engine import Engine
 from lipaudit.validate.problem import Problem, prepare
 from lipaudit.validate.session import Deadline, Session
 from lipaudit.validate.starts import typical
+from tests.benchmarks.ratios import Ratio, judge
 from tests.validate.small import real_graph
 
 Array = NDArray[Any]
@@ -156,8 +157,9 @@ def test_derivatives(benchmark: BenchmarkFixture, models: Path, name: str) -> No
         "vjp_each_of_8": (took["cotangent taps"] + took["cotangents"]) / 8 / unit,
     }
     keep(benchmark, name, **facts)
-    limits = {"jvp": one, "jvp_each_of_8": among or float("inf"), "vjp": back} | dict(SHORT.get(name, {}))
-    assert {key: facts[key] for key, limit in limits.items() if facts[key] > limit} == {}
+    limits = {"jvp": one, "jvp_each_of_8": among, "vjp": back}
+    short = SHORT.get(name, {})
+    judge(benchmark, name, *(Ratio(f"{key} / forward", facts[key], limits[key], held=short.get(key)) for key in limits if limits[key]))
 
 
 @pytest.mark.parametrize("name", list(TAPS))
@@ -173,7 +175,7 @@ def test_taps_of_all_regions(benchmark: BenchmarkFixture, models: Path, name: st
     took = fastest({"plain": plain, "tapped": tapped})
     benchmark.pedantic(tapped, rounds=3)
     keep(benchmark, name, taps=float(len(borders)), ratio=took["tapped"] / took["plain"], limit=TAPS[name])
-    assert took["tapped"] <= TAPS[name] * took["plain"]
+    judge(benchmark, name, Ratio("all taps / forward", took["tapped"] / took["plain"], TAPS[name]))
 
 
 @pytest.mark.parametrize("name", MLPS)
@@ -205,7 +207,7 @@ def test_cotangents_against_onnx_ad(benchmark: BenchmarkFixture, models: Path, n
     took = fastest({"own": both, "onnx-ad": other})
     benchmark.pedantic(both, rounds=3)
     keep(benchmark, name, onnx_ad=took["onnx-ad"] / took["own"], least=3.0)
-    assert took["onnx-ad"] >= SHORT.get(name, {}).get("onnx_ad", 3.0) * took["own"]
+    judge(benchmark, name, Ratio("onnx-ad / vjp", took["onnx-ad"] / took["own"], 3.0, ">=", SHORT.get(name, {}).get("onnx_ad")))
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet_2b", "exports/vit.dyn18", "exports/resnet18.dyn18", "cgan_32_1"])

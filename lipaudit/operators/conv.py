@@ -57,6 +57,16 @@ class _Convolving(LinearRule):
     def _operator(self, site: Site, weight: Array) -> LinearOperator | str:
         """The map for a given kernel."""
 
+    @staticmethod
+    def _unfolded(site: Site, norm: Norm, x: Range, factor: Upper) -> Gain:
+        """Gain of a kernel that moves: ``factor`` times the largest sum over a channel (l1), all elements (l2), the largest one (linf)."""
+        shape = site.shape(0)
+        axes = tuple(axis for axis in range(len(shape)) if axis != 1 or norm == "l2")
+        size = x.magnitude() if norm == "linf" else group_norm(x.magnitudes(), shape, axes, norm)
+        if not math.isfinite(size):
+            return Unbounded(f"{site.node.inputs[0]!r} is not bounded on the domain")
+        return Finite(Upper(math.nextafter(size, math.inf)) * factor if size else ZERO, method="norm of the unfolded input")
+
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """In x: the norm for the stored kernel, or for the entrywise largest ``|W|`` of its range."""
         if i:
@@ -119,20 +129,10 @@ class Conv(_Convolving):
         found = window(site, site.shape(1)[2:])
         if isinstance(found, str):
             return Unknown(found)
-        shape = site.shape(0)
-        axes = tuple(range(len(shape)))
-        if norm == "l1":
-            size = group_norm(x.magnitudes(), shape, tuple(axis for axis in axes if axis != 1), "l1")
-        elif norm == "l2":
-            size = group_norm(x.magnitudes(), shape, axes, "l2")
-        else:
-            size = float(math.prod(site.shape(1)[1:])) * x.magnitude()
-        if not math.isfinite(size):
-            return Unbounded(f"{site.node.inputs[0]!r} is not bounded on the domain")
-        overlap = Upper(found.overlap(shape[2:], site.out_shape()[2:]))
+        overlap = Upper(found.overlap(site.shape(0)[2:], site.out_shape()[2:]))
         # One weight meets an input element at most once, so l1 sums each element of a channel once; linf is exact per window.
-        slope = Upper(math.nextafter(size, math.inf)) if size else Upper(0)
-        return Finite(slope * overlap.sqrt() if norm == "l2" else slope, method="norm of the unfolded input")
+        factor = {"l1": ONE, "l2": overlap.sqrt(), "linf": Upper(math.prod(site.shape(1)[1:]))}[norm]
+        return self._unfolded(site, norm, x, factor)
 
 
 class ConvTranspose(_Convolving):
@@ -210,15 +210,6 @@ class ConvTranspose(_Convolving):
         if isinstance(pads, str):
             return Unknown(pads)
         overlap = replace(found, pads=pads).overlap(out[2:], shape[2:])
-        axes = tuple(range(len(shape)))
-        if norm == "l1":
-            size = group_norm(x.magnitudes(), shape, tuple(axis for axis in axes if axis != 1), "l1")
-        elif norm == "l2":
-            size = group_norm(x.magnitudes(), shape, axes, "l2")
-        else:
-            size = x.magnitude()
-        if not math.isfinite(size):
-            return Unbounded(f"{site.node.inputs[0]!r} is not bounded on the domain")
         channels = shape[1] // max(1, int(site.attr("group", 1)))
         factor = {"l1": ONE, "l2": Upper(overlap).sqrt(), "linf": Upper(overlap) * Upper(channels)}[norm]
-        return Finite(Upper(math.nextafter(size, math.inf)) * factor if size else ZERO, method="norm of the unfolded input")
+        return self._unfolded(site, norm, x, factor)

@@ -25,7 +25,7 @@ from lipaudit.operators.loop_ranges import Walk, walk
 from lipaudit.operators.moves import Branch, Outcome, flow_of, gain_of
 from lipaudit.operators.range import Range, exact, reals
 
-__all__ = ["Loop", "Scan"]
+__all__ = ["Loop", "Scan", "of_all_samples"]
 
 
 class _Repeated(Rule):
@@ -47,8 +47,7 @@ class _Repeated(Rule):
         value = site.outputs[o]
         whole = value.shape if value is not None and value.shape is not None else ()
         found = self._of_one(whole[1:] if plan.batch else whole, o, plan, walked)
-        # What holds for every sample holds for the value that stacks them; distances of rows are within one sample.
-        return found.replace(shape=whole) if plan.batch else found
+        return of_all_samples(found, whole) if plan.batch else found
 
     @staticmethod
     def _of_one(shape: tuple[int, ...], o: int, plan: Plan, walked: Walk) -> Range:
@@ -152,6 +151,17 @@ def _trips(site: Site, xs: Sequence[Range | None], goes_on: bool) -> tuple[int, 
     most = max(0, math.floor(hi)) if math.isfinite(hi) else None
     fewest = max(0, math.ceil(lo)) if goes_on and math.isfinite(lo) else 0
     return fewest, most
+
+
+def of_all_samples(one: Range, whole: tuple[int, ...]) -> Range:
+    """Range of the value that stacks the samples from that of one of them.
+
+    Elements and rows are those of the samples, but a sample's first axis is no axis of samples any more: rows along it count for the
+    diameter now. A stack of numbers is one row.
+    """
+    if len(whole) == 1:
+        return Range(whole, one.lo, one.hi, integral=one.integral)
+    return one.replace(shape=whole, diameter=math.inf)
 
 
 def _side_by_side(found: Outcome, plan: Plan, norm: Norm) -> Outcome:

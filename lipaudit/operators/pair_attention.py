@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipaudit.bounds.scalar import INFINITE, ONE, Lower, Norm, Upper, repeat_factor
+from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Lower, Norm, Upper, repeat_factor
 from lipaudit.operators.attention import copies_of
 from lipaudit.operators.attention_core import Rows, rows_of
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown
+from lipaudit.operators.outputs import finite_or
 from lipaudit.operators.range import Range, reals, widen
 
 __all__ = ["PairAttention", "PairHeads"]
@@ -105,8 +106,9 @@ class PairAttention(Rule):
         if q is None or k is None or v is None or min(len(q.shape), len(k.shape), len(v.shape)) < 2:
             return Unknown("attention needs queries, keys and values of rank 2 or more")
         rows_k = rows_of(k, transposed=bool(site.attr("k_transposed", 0)))
-        bias = xs[3] if len(xs) > 3 else None
-        top = 0.0 if bias is None or bias.size == 0 or bias.integral else float(np.max(bias.hi))
+        bias, given = (xs[3], site.inputs[3]) if len(xs) > 3 else (None, None)
+        # A Boolean mask adds nothing to a score; a float bias does, even where all that it holds are integers.
+        top = 0.0 if bias is None or bias.size == 0 or given is None or not given.is_float else float(np.max(bias.hi))
         scale, factor = Upper(abs(float(site.attr("scale", 1.0)))), Upper(abs(float(site.attr("factor", 1.0))))
         return PairHeads(rows_of(q), rows_k, rows_of(v), scale, factor, str(site.attr("activation")), top)
 
@@ -129,6 +131,9 @@ class PairAttention(Rule):
         lead = site.out_shape()[:-2]
         operand = xs[i]
         assert operand is not None
+        given = site.inputs[i]
+        if given is not None and not given.is_float:
+            return self._jump(site, norm, xs)
         if i == 3:
             slope = heads.bias_gain(norm, copies_of(operand.shape, (*lead, heads.q.count, heads.k.count)))
         else:
@@ -142,3 +147,10 @@ class PairAttention(Rule):
             "largest weight": heads.weight.decimal(), "queries": heads.q.count, "keys": heads.k.count,
         }  # fmt: skip
         return Finite(slope, method=f"{heads.activation} attention", evidence=evidence)
+
+    def _jump(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Gain:
+        """A Boolean mask that moves: a weight jumps between 0 and itself, and the output by the diameter of its range."""
+        (found,) = self.range(site, xs)
+        return finite_or(
+            ZERO, "the mask moves, and the values are not bounded on this domain", "jump of the mask", offset=found.total_diameter(norm)
+        )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
-from lipaudit.errors import UsageError
 from lipaudit.records import Audit
+from lipaudit.report.formats import rendered
 
 __all__ = ["FORMATS", "render"]
 
@@ -17,7 +16,6 @@ FORMATS: Mapping[str, str] = {
     "markdown": "lipaudit.report.markdown",
     "terminal": "lipaudit.report.terminal",
 }
-_COLOURED = frozenset({"terminal"})
 
 
 def render(name: str, audit: Audit, *, colour: bool = False) -> str:
@@ -37,7 +35,4 @@ def render(name: str, audit: Audit, *, colour: bool = False) -> str:
     UsageError
         If there is no such format.
     """
-    if name not in FORMATS:
-        raise UsageError(f"{name!r} is not a format; choose one of {', '.join(FORMATS)}.")
-    module = import_module(FORMATS[name])
-    return module.render(audit, colour=colour) if name in _COLOURED else module.render(audit)
+    return rendered(FORMATS, name, audit, colour=colour)

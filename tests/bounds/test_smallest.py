@@ -15,7 +15,7 @@ from scipy.linalg import hadamard, hilbert
 from lipaudit.bounds.conv import Convolution, TransposedConvolution
 from lipaudit.bounds.linear import Dense, Diagonal
 from lipaudit.bounds.smallest import smallest_dense, smallest_singular_value
-from tests.bounds.truth import exact, exact_gram
+from tests.bounds.truth import exact, exact_gram, semidefinite
 
 Floats = NDArray[np.float64]
 
@@ -23,19 +23,7 @@ Floats = NDArray[np.float64]
 def semidefinite_above(square: Fraction, matrix: Floats) -> bool:
     """Whether W'W - square I (smaller side) is positive semidefinite, by exact elimination."""
     gram = exact_gram(matrix)
-    m = [[value - (square if i == j else 0) for j, value in enumerate(row)] for i, row in enumerate(gram)]
-    n = len(m)
-    for k in range(n):
-        if m[k][k] < 0 or (m[k][k] == 0 and any(m[i][k] != 0 for i in range(k + 1, n))):
-            return False
-        if m[k][k] == 0:
-            continue
-        for i in range(k + 1, n):
-            factor = m[i][k] / m[k][k]
-            if factor:
-                for j in range(k + 1, n):
-                    m[i][j] -= factor * m[k][j]
-    return True
+    return semidefinite([[value - (square if i == j else 0) for j, value in enumerate(row)] for i, row in enumerate(gram)])
 
 
 def rotation(rng: np.random.Generator, n: int) -> Floats:

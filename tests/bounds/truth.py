@@ -49,10 +49,10 @@ def exact_gram(matrix: Floats) -> list[list[Fraction]]:
     return [[sum((a * b for a, b in zip(x, y, strict=True)), Fraction(0)) for y in rows] for x in rows]
 
 
-def dominates(square: Fraction, gram: list[list[Fraction]]) -> bool:
-    """Whether ``square * I - gram`` is positive semidefinite: exact symmetric elimination."""
-    n = len(gram)
-    m = [[(square if i == j else Fraction(0)) - gram[i][j] for j in range(n)] for i in range(n)]
+def semidefinite(matrix: list[list[Fraction]]) -> bool:
+    """Whether a symmetric matrix is positive semidefinite: exact symmetric elimination."""
+    m = [list(row) for row in matrix]
+    n = len(m)
     for k in range(n):
         if m[k][k] < 0 or (m[k][k] == 0 and any(m[i][k] != 0 for i in range(k + 1, n))):
             return False
@@ -64,6 +64,11 @@ def dominates(square: Fraction, gram: list[list[Fraction]]) -> bool:
                 for j in range(k + 1, n):
                     m[i][j] -= factor * m[k][j]
     return True
+
+
+def dominates(square: Fraction, gram: list[list[Fraction]]) -> bool:
+    """Whether ``square * I - gram`` is positive semidefinite."""
+    return semidefinite([[(square if i == j else Fraction(0)) - value for j, value in enumerate(row)] for i, row in enumerate(gram)])
 
 
 def largest_eigenvalue_at_most(square: Fraction, polynomial: fmpq_poly) -> bool:

@@ -11,6 +11,8 @@ from onnx import parser
 
 from lipaudit.bounds.scalar import Norm
 from lipaudit.certify import Certificate
+from lipaudit.operators.loops import of_all_samples
+from lipaudit.operators.range import Range
 from tests.pipeline import certificate
 from tests.soundness.adversary import attack, evaluator
 
@@ -452,3 +454,14 @@ def test_samples_of_an_old_scan_do_not_meet(samples: int, norm: Norm) -> None:
         bound = found.matrix[name, "z"]
         assert bound.status == "finite" and bound.offset.is_zero
         assert truth * (1 - 1e-12) <= float(bound.slope) <= truth * (1 + (1e-4 if norm == "l2" else 1e-9))
+
+
+def test_rows_of_a_stack_of_samples() -> None:
+    """What holds of the rows of one sample: its first axis becomes an axis of rows, and a stack of numbers is one row."""
+    one = Range((3, 2), np.asarray(-1.0), np.asarray(1.0), row=1.0, diameter=0.5)
+    assert of_all_samples(one, (4, 3, 2)).row_norm() == 1.0
+    assert of_all_samples(one, (4, 3, 2)).row_diameter() == 2.0
+    number = Range((), np.asarray(-1.0), np.asarray(1.0), row=1.0, zero_mean=True)
+    stack = of_all_samples(number, (4,))
+    assert stack.row_norm() >= 2.0
+    assert not stack.zero_mean

@@ -8,12 +8,13 @@ from typing import Any, cast
 import numpy as np
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
-__all__ = ["chemv", "cpftrf", "dgemm", "dpotrf", "dsyevr", "dsyrk", "ssymv", "zhemv", "zpftrf", "zpotrf"]
+__all__ = ["chemv", "cpftrf", "dgemm", "dpotrf", "dsyevr", "dsymv", "dsyrk", "ssymv", "zhemv", "zpftrf", "zpotrf"]
 
 Routine = Callable[..., Any]
 
 dsyrk = cast(Routine, get_blas_funcs("syrk", dtype=np.float64))
 dgemm = cast(Routine, get_blas_funcs("gemm", dtype=np.float64))
+dsymv = cast(Routine, get_blas_funcs("symv", dtype=np.float64))
 ssymv = cast(Routine, get_blas_funcs("symv", dtype=np.float32))
 chemv = cast(Routine, get_blas_funcs("hemv", dtype=np.complex64))
 zhemv = cast(Routine, get_blas_funcs("hemv", dtype=np.complex128))

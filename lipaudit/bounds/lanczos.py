@@ -59,7 +59,8 @@ def largest(
         for _ in range(2):
             image = image - (basis[: k + 1] @ image.conj()).conj() @ basis[: k + 1]
         beta = float(np.linalg.norm(image))
-        last = k == steps - 1 or not beta > 1e-30 + noise * max(map(abs, diagonal))
+        # (An infinite length is an overflow: what is known before it has to do.)
+        last = k == steps - 1 or not 1e-30 + noise * max(map(abs, diagonal)) < beta < np.inf
         if last or k in checks:
             before = value
             values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(off), select="i", select_range=(k, k))

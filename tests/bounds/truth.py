@@ -88,6 +88,32 @@ def gram_polynomial(matrix: Floats) -> fmpq_poly:
     return fmpq_poly((exact_rows * exact_rows.transpose()).charpoly())
 
 
+class Singular:
+    """Exact comparisons with the largest and the smallest singular value (of the smaller side) of a matrix of doubles.
+
+    The entries are integers times a power of two; the characteristic polynomial of the integers' Gram matrix is exact.
+    """
+
+    def __init__(self, matrix: Floats) -> None:
+        rows = rational(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
+        scale = max((value.denominator for row in rows for value in row), default=1)
+        whole = fmpz_mat([[int(value * scale) for value in row] for row in rows])
+        self.side = len(rows)
+        self._scale = scale
+        self._polynomial = fmpq_poly((whole * whole.transpose()).charpoly())
+
+    def largest_at_most(self, bound: Fraction) -> bool:
+        """Whether the largest singular value is at most ``bound`` >= 0."""
+        return largest_eigenvalue_at_most((bound * self._scale) ** 2, self._polynomial)
+
+    def smallest_at_least(self, bound: Fraction) -> bool:
+        """Whether the smallest singular value is at least ``bound`` >= 0: p(s - y), up to sign, has no negative coefficient."""
+        square = (bound * self._scale) ** 2
+        mirrored = self._polynomial(fmpq_poly([fmpq(square.numerator, square.denominator), -1]))
+        sign = -1 if self.side % 2 else 1
+        return all(sign * coefficient >= 0 for coefficient in mirrored.coeffs())
+
+
 def spectral_from_below(matrix: Floats) -> float:
     """A number that is certainly not above the l2 norm, and within about 1e-15 of it.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,24 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.conv import Convolution
-from lipaudit.bounds.dense import dense_norm, gamma
+from lipaudit.bounds.dense import gamma
 from lipaudit.bounds.diagonal import Diagonal
+from lipaudit.bounds.formed import formed_norm
 from lipaudit.bounds.matmul import Dense
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
-from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper, dual
+from lipaudit.bounds.scalar import ONE, ZERO, Lower, Norm, Upper
 from lipaudit.bounds.selection import Permutation
-from lipaudit.bounds.threads import single_threaded
 
-__all__ = ["Folded", "Product", "compose", "single_threaded"]
+__all__ = ["Folded", "Product", "compose", "is_identity", "mixed_norms", "unfolded", "usual"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-
-FORM_SIDE = 512
-"""A composition is formed as a matrix if its input or output has at most this many elements ..."""
-
-FORM_SIZE = 1 << 22
-"""... and the matrix at most this many entries."""
 
 PRODUCT_WORK = 2e10
 PRODUCT_SIZE = 2e7
@@ -54,7 +49,7 @@ class Folded(LinearOperator):
     base
         A, computed in floating point.
     absolute
-        Upper bounds of the norms of E.
+        Upper bounds of the norms of E, in fact of |E|.
     relative
         Upper bound of the relative error of all diagonal factors together.
     terms
@@ -88,6 +83,14 @@ class Folded(LinearOperator):
     def terms(self) -> int:
         """As given."""
         return self._terms
+
+    def without(self, axis: int) -> Folded | None:
+        """Of the computed operator; the errors act alike, too."""
+        base = self.base.without(axis)
+        size = None if self._size is None else self._size.without(axis)
+        if base is None or (size is None and self._size is not None):
+            return None
+        return Folded(base, self.absolute, self.relative, self._terms, size)
 
     def norm(self, norm: Norm, slack: float = 1e-6) -> VerifiedNorm:
         """``(||A|| + ||E||)(1 + relative)``."""
@@ -129,6 +132,28 @@ class Product(LinearOperator):
         """Roundings add up along the chain: (1 + gamma_j)(1 + gamma_k) <= 1 + gamma_(j+k)."""
         return sum(factor.terms + 1 for factor in self.factors)
 
+    def without(self, axis: int) -> Product | None:
+        """Of all factors."""
+        found = [factor.without(axis) for factor in self.factors]
+        kept = [factor for factor in found if factor is not None]
+        return Product(kept) if len(kept) == len(found) else None
+
+    def entries(self, *, magnitude: bool) -> Any | None:
+        """The product of those of the factors."""
+        total = self.factors[0].entries(magnitude=magnitude)
+        for factor in self.factors[1:]:
+            other = None if total is None else factor.entries(magnitude=magnitude)
+            total = None if other is None else other @ total
+        return total
+
+    def leaves(self) -> list[LinearOperator]:
+        """Of all factors."""
+        return [leaf for factor in self.factors for leaf in factor.leaves()]
+
+    def spread(self, norm: Norm) -> Upper:
+        """Product of the norms of the magnitudes."""
+        return math.prod((factor.spread(norm) for factor in self.factors), start=ONE)
+
     def underflow(self) -> Floats:
         """What underflows in one factor is amplified by the later ones."""
         amount = self.factors[0].underflow()
@@ -151,41 +176,8 @@ class Product(LinearOperator):
         plain = VerifiedNorm(upper, Lower(0), "product of norms", {"factors": [part.method for part in found]})
         if not upper.is_finite or sum(not isinstance(factor, Permutation) for factor in self.factors) < 2:
             return plain
-        formed = self._formed(norm, slack)
+        formed = formed_norm(self, norm, slack)
         return formed if formed is not None and formed.upper < upper else plain
-
-    def _formed(self, norm: Norm, slack: float) -> VerifiedNorm | None:
-        """The matrix column by column (row by row if that is shorter), its rounding error added to its norm.
-
-        ``|fl(A) - A| <= gamma_k |A_1| .. |A_m|`` entrywise, k the roundings of all factors; the norm of the right side by sqrt(l1 * linf).
-        """
-        size_in, size_out = math.prod(self.in_shape), math.prod(self.out_shape)
-        if min(size_in, size_out) > FORM_SIDE or size_in * size_out > FORM_SIZE:
-            return None
-        forward = size_in <= size_out
-        shape, run = (self.in_shape, self.apply) if forward else (self.out_shape, self.adjoint)
-        matrix = np.empty((min(size_in, size_out), max(size_in, size_out)))
-        unit = np.zeros(min(size_in, size_out))
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            for k in range(len(unit)):
-                unit[k] = 1.0
-                matrix[k] = run(unit.reshape(shape)).reshape(-1)
-                unit[k] = 0.0
-        # Fewer roundings than elements meet in one output element, forwards or backwards.
-        roundings = self.terms + sum(math.prod(factor.in_shape) + math.prod(factor.out_shape) for factor in self.factors)
-        spread: dict[Norm, Upper] = {"l1": ONE, "linf": ONE}
-        for factor in self.factors:
-            for side in spread:
-                bound = factor.magnitude().norm(side).upper
-                if bound < Upper(2.0**-100) or Upper(2.0**100) < bound:
-                    return None  # keeps underflow far below the allowance
-                spread[side] = spread[side] * bound
-        spread["l2"] = (spread["l1"] * spread["linf"]).sqrt()
-        own: Norm = dual(norm) if forward else norm
-        found = dense_norm(matrix, own, slack)
-        error = gamma(2 * roundings) * spread[norm] + _TINY * Upper(matrix.size)
-        lower = Lower(max(0.0, (float(found.lower) - float(error)) * (1 - 2.0**-52)))
-        return VerifiedNorm(found.upper + error, lower, f"formed chain: {found.method}", {**found.evidence, "error": error.decimal(3)})
 
 
 def compose(operators: Sequence[LinearOperator]) -> LinearOperator:
@@ -216,9 +208,9 @@ def compose(operators: Sequence[LinearOperator]) -> LinearOperator:
 
 def _join(first: LinearOperator, second: LinearOperator) -> LinearOperator | None:
     """The two as one operator where that is cheap and sound, else None."""
-    if _is_identity(first):
+    if is_identity(first):
         return second
-    if _is_identity(second):
+    if is_identity(second):
         return first
     if isinstance(second, Diagonal):
         return _scale(first, second, inputs=False)
@@ -227,18 +219,29 @@ def _join(first: LinearOperator, second: LinearOperator) -> LinearOperator | Non
     return _multiply(first, second)
 
 
-def _is_identity(operator: LinearOperator) -> bool:
+def is_identity(operator: LinearOperator) -> bool:
+    """A permutation that leaves everything in its place."""
     return isinstance(operator, Permutation) and operator.reshapes and operator.in_shape == operator.out_shape
 
 
-def _unfold(operator: LinearOperator) -> tuple[LinearOperator, dict[Norm, Upper], Upper, int]:
-    """Base, absolute errors, relative error, roundings."""
+@dataclass(frozen=True, slots=True)
+class Unfolded:
+    """What a (folded) operator is made of: see :class:`Folded`; an operator that is no fold is its own base, without errors."""
+
+    base: LinearOperator
+    absolute: Mapping[Norm, Upper]
+    relative: Upper
+    terms: int
+
+
+def unfolded(operator: LinearOperator) -> Unfolded:
+    """Base, errors and roundings."""
     if isinstance(operator, Folded):
-        return operator.base, operator.absolute, operator.relative, operator.terms
-    return operator, {"l1": ZERO, "l2": ZERO, "linf": ZERO}, ZERO, operator.terms
+        return Unfolded(operator.base, operator.absolute, operator.relative, operator.terms)
+    return Unfolded(operator, {"l1": ZERO, "l2": ZERO, "linf": ZERO}, ZERO, operator.terms)
 
 
-def _usual(values: Floats) -> bool:
+def usual(values: Floats) -> bool:
     """Whether all nonzero magnitudes are so moderate that no product over- or underflows."""
     sizes = np.abs(values[values != 0])
     return bool(np.all(np.isfinite(values))) and (sizes.size == 0 or (float(sizes.min()) > 2.0**-300 and float(sizes.max()) < 2.0**300))
@@ -246,13 +249,14 @@ def _usual(values: Floats) -> bool:
 
 def _scale(operator: LinearOperator, diagonal: Diagonal, *, inputs: bool) -> LinearOperator | None:
     """``diagonal`` folded into a convolution or matrix that comes before (``inputs=False``) or after it."""
-    base, absolute, relative, terms = _unfold(operator)
+    own = unfolded(operator)
+    base, absolute, relative, terms = own.base, own.absolute, own.relative, own.terms
     scaled = _scaled(base, diagonal, inputs=inputs)
     if scaled is None:
         return None
     top = Upper(float(np.max(np.abs(diagonal.scale), initial=0.0)))
     error = Upper(diagonal.relative_error)
-    rounding: dict[Norm, Upper] = _mixed(scaled.magnitude())
+    rounding: dict[Norm, Upper] = mixed_norms(scaled.magnitude())
     errors: dict[Norm, Upper] = {key: value * top * (ONE + relative) + rounding[key] * _ROUND * Upper(2) for key, value in absolute.items()}
     relative = relative + error + relative * error
     size = None
@@ -265,21 +269,21 @@ def _scale(operator: LinearOperator, diagonal: Diagonal, *, inputs: bool) -> Lin
 def _scaled(base: LinearOperator, diagonal: Diagonal, *, inputs: bool) -> LinearOperator | None:
     if isinstance(base, Convolution) and base.fill is None:
         factors = diagonal.axis_factors(1)
-        if factors is None or not _usual(factors) or not _usual(np.asarray(base.weight, dtype=np.float64)):
+        if factors is None or not usual(factors) or not usual(np.asarray(base.weight, dtype=np.float64)):
             return None
         return base.scaled(factors, inputs=inputs)
     if isinstance(base, Dense) and base.weight.ndim == 2 and len(base.in_shape) > 1:
         right = base.side == "right"
         factors = diagonal.axis_factors(len(base.in_shape) - (1 if right else 2))
         weight = np.asarray(base.weight, dtype=np.float64)
-        if factors is None or not _usual(factors) or not _usual(weight) or weight.size > PRODUCT_SIZE:
+        if factors is None or not usual(factors) or not usual(weight) or weight.size > PRODUCT_SIZE:
             return None
         rows = inputs == right  # x @ W: the rows of W belong to the inputs; W @ x: its columns do
         return Dense(weight * (factors[:, None] if rows else factors), base.in_shape, base.side)
     return None
 
 
-def _mixed(magnitude: LinearOperator) -> dict[Norm, Upper]:
+def mixed_norms(magnitude: LinearOperator) -> dict[Norm, Upper]:
     """Bounds of the norms of an operator of magnitudes."""
     l1, linf = magnitude.norm("l1").upper, magnitude.norm("linf").upper
     return {"l1": l1, "l2": (l1 * linf).sqrt(), "linf": linf}
@@ -287,11 +291,11 @@ def _mixed(magnitude: LinearOperator) -> dict[Norm, Upper]:
 
 def _multiply(first: LinearOperator, second: LinearOperator) -> LinearOperator | None:
     """Two matrices on the same side as their product; each may already carry an error."""
-    a, error_a, relative_a, terms_a = _unfold(first)
-    b, error_b, relative_b, terms_b = _unfold(second)
+    one, two = unfolded(first), unfolded(second)
+    a, b = one.base, two.base
     if not (isinstance(a, Dense) and isinstance(b, Dense)) or a.side != b.side or a.weight.ndim != 2 or b.weight.ndim != 2:
         return None
-    if len(a.in_shape) < 2 or not relative_a.is_zero or not relative_b.is_zero:
+    if len(a.in_shape) < 2 or not one.relative.is_zero or not two.relative.is_zero:
         return None  # an uncertain factor between the two does not move outside
     right = a.side == "right"
     left_shape, right_shape = (a.weight.shape, b.weight.shape) if right else (b.weight.shape, a.weight.shape)
@@ -299,14 +303,14 @@ def _multiply(first: LinearOperator, second: LinearOperator) -> LinearOperator |
     if rows * columns > PRODUCT_SIZE or 2.0 * rows * inner * columns > PRODUCT_WORK:
         return None
     x, y = np.asarray(a.weight, dtype=np.float64), np.asarray(b.weight, dtype=np.float64)
-    if not _usual(x) or not _usual(y):
+    if not usual(x) or not usual(y):
         return None
     product = Dense(x @ y if right else y @ x, a.in_shape, a.side)
-    mixed_a, mixed_b = _mixed(a.magnitude()), _mixed(b.magnitude())
+    mixed_a, mixed_b = mixed_norms(a.magnitude()), mixed_norms(b.magnitude())
     absolute: dict[Norm, Upper] = {}
-    for key in error_a:
+    for key in one.absolute:
         size_a, size_b = mixed_a[key], mixed_b[key]
-        carried = error_a[key] * (size_b + error_b[key]) + size_a * error_b[key]
+        carried = one.absolute[key] * (size_b + two.absolute[key]) + size_a * two.absolute[key]
         absolute[key] = carried + gamma(inner + 2) * size_a * size_b + _TINY
     size = Product([first.magnitude(), second.magnitude()])
-    return Folded(product, absolute, ZERO, 2 * (terms_a + terms_b) + 4, size)
+    return Folded(product, absolute, ZERO, 2 * (one.terms + two.terms) + 4, size)

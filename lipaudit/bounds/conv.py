@@ -194,6 +194,10 @@ class Convolution(LinearOperator):
             return self._with(np.broadcast_to(np.float64(abs(value)), self.weight.shape))
         return self._with(np.abs(np.asarray(self.weight, dtype=np.float64)))
 
+    def without(self, axis: int) -> Convolution | None:
+        """The batch."""
+        return self._single() if axis == 0 else None
+
     @property
     def terms(self) -> int:
         """Taps times input channels of a group."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from lipaudit.bounds.dense import nonfinite, refused, vector_norm
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
@@ -83,11 +84,34 @@ class Diagonal(LinearOperator):
         axes = tuple(k for k in range(rank) if own[k] == 1 and self.out_shape[k] != 1)
         return product.sum(axis=axes, keepdims=True).reshape(self.in_shape)
 
+    def entries(self, *, magnitude: bool) -> Any | None:
+        """The factors; None where products of them might underflow."""
+        sizes = np.abs(self.scale[self.scale != 0])
+        if not np.all(np.isfinite(self.scale)) or np.any((sizes < 2.0**-100) | (sizes > 2.0**100)):
+            return None
+        inputs, outputs = math.prod(self.in_shape), math.prod(self.out_shape)
+        columns = np.broadcast_to(np.arange(inputs).reshape(self.in_shape), self.out_shape).ravel()
+        values = np.broadcast_to(np.abs(self.scale) if magnitude else self.scale, self.out_shape).ravel()
+        return sparse.csr_array((values, (np.arange(outputs), columns)), shape=(outputs, inputs))
+
     def magnitude(self) -> Diagonal:
         """``|scale|``."""
         other = object.__new__(Diagonal)
         other.in_shape, other.out_shape = self.in_shape, self.out_shape
         other.scale, other.relative_error = np.abs(self.scale), self.relative_error
+        return other
+
+    def without(self, axis: int) -> Diagonal | None:
+        """If the factors do not vary along the axis and nothing is copied along it."""
+        own = axis - len(self.in_shape) + self.scale.ndim
+        if len(self.in_shape) != len(self.out_shape) or self.in_shape[axis] != self.out_shape[axis]:
+            return None
+        if own >= 0 and self.scale.shape[own] != 1:
+            return None
+        other = object.__new__(Diagonal)
+        other.in_shape = (*self.in_shape[:axis], 1, *self.in_shape[axis + 1 :])
+        other.out_shape = (*self.out_shape[:axis], 1, *self.out_shape[axis + 1 :])
+        other.scale, other.relative_error = self.scale, self.relative_error
         return other
 
     @property

@@ -60,6 +60,12 @@ class Kronecker(LinearOperator):
             matrices.append((axis, np.abs(matrix) if value is None else np.broadcast_to(np.float64(abs(value)), matrix.shape)))
         return Kronecker(matrices, self.in_shape, self.relative_error)
 
+    def without(self, axis: int) -> Kronecker | None:
+        """An axis that has no matrix."""
+        if any(at == axis for at, _ in self.matrices):
+            return None
+        return Kronecker(self.matrices, (*self.in_shape[:axis], 1, *self.in_shape[axis + 1 :]), self.relative_error)
+
     @property
     def terms(self) -> int:
         """Products along the axes: each stage multiplies the error bound of the one before."""

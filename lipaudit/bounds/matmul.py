@@ -95,6 +95,13 @@ class Dense(LinearOperator):
             return Dense(np.broadcast_to(np.float64(abs(value)), self.weight.shape), self.in_shape, self.side)
         return Dense(np.abs(np.asarray(self.weight, dtype=np.float64)), self.in_shape, self.side)
 
+    def without(self, axis: int) -> Dense | None:
+        """Any axis but the one that is multiplied, if there is one matrix."""
+        rank = len(self.in_shape)
+        if self.weight.ndim != 2 or rank < 2 or axis == (rank - 1 if self.side == "right" else rank - 2):
+            return None
+        return Dense(self.weight, (*self.in_shape[:axis], 1, *self.in_shape[axis + 1 :]), self.side)
+
     @property
     def terms(self) -> int:
         """The inner length."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,22 @@ class LinearOperator(ABC):
 
         ``slack`` is the relative excess that is asked for; it is a wish, not a promise.
         """
+
+    def without(self, axis: int) -> LinearOperator | None:
+        """The operator for length 1 along ``axis`` of input and output, if it is ``A (x) I`` there: it does the same at every place."""
+        return None
+
+    def entries(self, *, magnitude: bool) -> Any | None:
+        """The matrix [outputs, inputs] (of magnitudes) as a ``scipy.sparse`` one, each entry after ``terms`` roundings; None if dense."""
+        return None
+
+    def leaves(self) -> Sequence[LinearOperator]:
+        """The operators of which a composition is made, else itself."""
+        return (self,)
+
+    def spread(self, norm: Norm) -> Upper:
+        """Upper bound of the l1 or linf norm of :meth:`magnitude`."""
+        return self.magnitude().norm(norm).upper
 
     def underflow(self) -> Floats:
         """Bound of what underflow alone adds to the error of ``apply`` (broadcasts to ``out_shape``).

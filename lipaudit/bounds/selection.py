@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
 from lipaudit.bounds.scalar import Lower, Norm, repeat_factor
@@ -83,6 +84,12 @@ class Selection(LinearOperator):
         weights = np.asarray(y, dtype=np.float64).reshape(-1)[kept]
         return np.bincount(self.index[kept], weights=weights, minlength=math.prod(self.in_shape)).astype(np.float64).reshape(self.in_shape)
 
+    def entries(self, *, magnitude: bool) -> Any:
+        """Ones."""
+        rows = np.flatnonzero(self.index >= 0)
+        shape = (math.prod(self.out_shape), math.prod(self.in_shape))
+        return sparse.csr_array((np.ones(rows.size), (rows, self.index[rows])), shape=shape)
+
     def magnitude(self) -> Selection:
         """Itself: the entries are 0 and 1."""
         return self
@@ -112,6 +119,14 @@ class Permutation(Selection):
         self.reshapes = index is None
         if size != math.prod(self.out_shape):
             raise ValueError(f"a permutation of shape {self.in_shape} cannot have shape {self.out_shape}")
+
+    def without(self, axis: int) -> Permutation | None:
+        """Of the identity, and of a reshape behind the axis."""
+        before, after = slice(0, axis + 1), slice(axis + 1, None)
+        if not self.reshapes or self.in_shape[before] != self.out_shape[before]:
+            return None
+        inner, outer = ((*shape[:axis], 1, *shape[after]) for shape in (self.in_shape, self.out_shape))
+        return Permutation(inner, outer)
 
     def apply(self, x: Floats) -> Floats:
         """The same elements elsewhere."""

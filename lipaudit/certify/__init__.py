@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lipaudit.bounds.chain import single_threaded
 from lipaudit.bounds.scalar import INFINITE, ZERO, Norm, Upper, combine, matrix_norm
+from lipaudit.bounds.threads import single_threaded
 from lipaudit.certify.bodies import Bodies
 from lipaudit.certify.domain import Domain
 from lipaudit.certify.gains import Bound, RegionBound, Tree, random_flow

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lipaudit.bounds.chain import compose
 from lipaudit.bounds.scalar import INFINITE, ZERO, Lower, Norm, Upper, combine, dual, matrix_norm, repeat_factor
 from lipaudit.certify.bound import Bound
 from lipaudit.certify.cuts import atoms
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.lower import NOTHING, ResidualParts, chained, residual_lower
 from lipaudit.certify.methods import Proposal, Workspace, proposals
+from lipaudit.certify.methods.affine import affine_map
 from lipaudit.certify.methods.rows import rows_behind
 from lipaudit.certify.node_gains import NodeGains
 from lipaudit.certify.row_max import as_region, row_gains, rows_matter
@@ -139,9 +139,10 @@ class Tree:
             found.append(Entry(name, self._bound(region, name, exit_flow, list(parts), steps)))
         joint = found[0].bound if len(found) == 1 else self._bound(region, "all entries", exit_flow, None, steps)
         if len(found) == 1:
-            offers = [*proposals(self.work, region), *self._by_rows(region)]
-            for other in (self._affine(region, items, steps), *(self._recorded(region, item, steps) for item in offers)):
-                if other is not None and (joint.status != "finite" or (other.slope < joint.slope and other.offset.is_zero)):
+            affine = affine_map(self.work, region)
+            offers = [*([] if affine is None else [affine]), *proposals(self.work, region), *self._by_rows(region)]
+            for other in (self._recorded(region, item, steps) for item in offers):
+                if joint.status != "finite" or (other.slope < joint.slope and other.offset.is_zero):
                     joint = other
                     found = [Entry(entries[0], other)]
         bound = RegionBound(region, tuple(found), joint)
@@ -230,34 +231,6 @@ class Tree:
         step = self.ledger.add("region gain", region.path, rule, slope, offset=offset, operands=steps, evidence=evidence)
         reasons = () if slope.is_finite and offset.is_finite else flow.reasons
         return Bound(slope, offset, "paths", reasons, step)
-
-    def _affine(self, region: Region, items: Sequence[_Item], steps: list[int]) -> Bound | None:
-        """The norm of a chain of linear operators as one operator, where the region is such a chain."""
-        if len(items) < 2 or not all(isinstance(item, Node) for item in items):
-            return None
-        value = region.entries[0]
-        operators = []
-        for item in items:
-            assert isinstance(item, Node)
-            site, rule = self._sites[item.name], self._rules[item.name]
-            moving = [i for i, moves in enumerate(site.moving) if moves]
-            if rule is None or len(moving) != 1 or item.inputs[moving[0]] != value or len(item.outputs) != 1:
-                return None
-            gain = self._gains[item.name].gains[moving[0]]
-            if not isinstance(gain, Finite) or not gain.offset.is_zero:
-                return None
-            operator = rule.linear(site, moving[0])
-            if operator is None:
-                return None
-            operators.append(operator)
-            value = item.outputs[0]
-        if value != region.exit:
-            return None
-        verified = compose(operators).norm(self.norm)
-        evidence = {"entry": region.entries[0], "exit": region.exit, "kind": region.kind, **verified.evidence}
-        rule = f"affine chain as one operator: {verified.method}"
-        step = self.ledger.add("region gain", region.path, rule, verified.upper, operands=steps, evidence=evidence)
-        return Bound(verified.upper, ZERO, f"affine chain: {verified.method}", (), step)
 
     # ------------------------------------------------------------------ one level
 

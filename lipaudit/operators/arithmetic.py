@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.linear import Diagonal
+from lipaudit.bounds.linear import Diagonal, Permutation
 from lipaudit.bounds.operator import LinearOperator
 from lipaudit.bounds.scalar import ZERO, Norm, Upper
 from lipaudit.operators import interval
@@ -96,9 +96,18 @@ class Sums(Elementwise):
 
     def linear(self, site: Site, i: int) -> LinearOperator | None:
         """The map itself."""
-        if sum(site.moving) != 1:
-            return None
+        return self._summand(site, i) if sum(site.moving) == 1 else None
+
+    def summands(self, site: Site) -> Mapping[int, LinearOperator] | None:
+        """One multiple of each variable."""
+        found = {i: self._summand(site, i) for i, moves in enumerate(site.moving) if moves and same(site, i) == i}
+        kept = {i: operator for i, operator in found.items() if operator is not None}
+        return kept if len(kept) == len(found) else None
+
+    def _summand(self, site: Site, i: int) -> LinearOperator | None:
         coefficient = self._coefficient(site, i)
+        if coefficient == 1 and site.shape(i) == site.out_shape():
+            return Permutation(site.shape(i), site.out_shape())
         error = 0.0 if Fraction(float(coefficient)) == coefficient else 2.0**-53
         return _diagonal(site, i, np.asarray(float(coefficient)), error)
 

@@ -197,6 +197,15 @@ class Rule(ABC):
         """
         return None
 
+    def summands(self, site: Site) -> Mapping[int, LinearOperator] | None:
+        """Where output 0 is affine in all moving inputs jointly: its linear part in each, by input (equal names once).
+
+        ``f(x_1, .., x_k) = sum_i A_i x_i + c``. None if it is not, or if an operator has no lazy form. The default knows one moving input.
+        """
+        moving = [i for i, moves in enumerate(site.moving) if moves]
+        found = self.linear(site, moving[0]) if len(moving) == 1 else None
+        return None if found is None else {moving[0]: found}
+
     def parts(self, site: Site) -> tuple[Part, ...]:
         """What the stored weights of the node do to the data, one linear map each (``lipaudit weights``)."""
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +61,16 @@ class Concat(Rule):
 
     def linear(self, site: Site, i: int) -> LinearOperator | None:
         """The map itself."""
-        if sum(site.moving) != 1:
+        return self._placed(site, i) if sum(site.moving) == 1 else None
+
+    def summands(self, site: Site) -> Mapping[int, LinearOperator] | None:
+        """Each operand in its place."""
+        names = [name for name, moves in zip(site.node.inputs, site.moving, strict=True) if moves]
+        if len(set(names)) < len(names):
             return None
+        return {i: self._placed(site, i) for i, moves in enumerate(site.moving) if moves}
+
+    def _placed(self, site: Site, i: int) -> LinearOperator:
         shape, out, axis = site.shape(i), site.out_shape(), self._axis(site)
         start = sum(site.shape(j)[axis] for j in range(i))
 

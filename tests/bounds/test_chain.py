@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lipaudit.bounds import chain
+from lipaudit.bounds import formed as formed_module
 from lipaudit.bounds.chain import Folded, Product, compose
 from lipaudit.bounds.conv import Convolution, TransposedConvolution
 from lipaudit.bounds.linear import Dense, Diagonal, Kronecker, Permutation, Selection
@@ -69,7 +69,7 @@ def chains() -> dict[str, list[LinearOperator]]:
 @pytest.mark.parametrize("name", list(chains()))
 def test_chains_against_their_matrix(name: str, formed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not formed:
-        monkeypatch.setattr(chain, "FORM_SIDE", 0)
+        monkeypatch.setattr(formed_module, "FORM_SIDE", 0)
     operators = chains()[name]
     matrix = columns(operators[0])
     for operator in operators[1:]:
@@ -112,7 +112,7 @@ def test_padded_kernel_and_its_inverse_are_not_the_identity() -> None:
 def test_rounded_folds_stay_above_exact_products(formed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors and entries with full mantissas: against products in rational arithmetic."""
     if not formed:
-        monkeypatch.setattr(chain, "FORM_SIDE", 0)
+        monkeypatch.setattr(formed_module, "FORM_SIDE", 0)
     rng = np.random.default_rng(1)
     for _ in range(25):
         a, b = rng.standard_normal((3, 4)), rng.standard_normal((4, 2))

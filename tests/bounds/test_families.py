@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.linalg import hadamard, hilbert
 
-from lipaudit.bounds import chain, conv, dense, grid, sweep, symbol
+from lipaudit.bounds import conv, dense, formed, grid, sweep, symbol
 from lipaudit.bounds.chain import compose
 from lipaudit.bounds.conv import Convolution, TransposedConvolution
 from lipaudit.bounds.dense import dense_norm
@@ -136,7 +136,7 @@ def _only_cholesky(w: Floats, norm: Norm, patch: Patch) -> VerifiedNorm:
 
 
 def _unformed_chain(w: Floats, norm: Norm, patch: Patch) -> VerifiedNorm:
-    patch.setattr(chain, "FORM_SIDE", 0)
+    patch.setattr(formed, "FORM_SIDE", 0)
     return compose([Dense(w, (1, len(w))), Permutation((1, w.shape[1]), (w.shape[1], 1))]).norm(norm)
 
 

@@ -44,6 +44,7 @@ class Axis:
         most = min(most, 4) if wide >= 1000 else most  # long labels need room on a narrow screen
         step = _round_step(wide / (most - 1))
         first, last = math.floor(lo / step) * step, math.ceil(hi / step) * step
+        first, last = first - step * (first > lo), last + step * (last < hi)  # lo / step may round to 0
         return cls(first, last if last > first else first + step, step, left, right)
 
     def at(self, point: float) -> float:

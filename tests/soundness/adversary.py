@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -37,9 +38,23 @@ class Erf(OpRun):
         return (erf(x),)
 
 
+class MaxPool(OpRun):
+    """The largest element of each window over two axes: the evaluator's refuses padding on one side only, and windows of NaN."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, kernel_shape: Any = None, pads: Any = None, strides: Any = None, **others: Any) -> tuple[Any]:
+        """As the evaluator calls it."""
+        assert others.get("ceil_mode") in (None, 0) and set(others.get("dilations") or (1,)) == {1}, "neither is drawn"
+        top, left, bottom, right = pads or (0, 0, 0, 0)
+        padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-np.inf)
+        down, across = strides or (1, 1)
+        return (np.max(sliding_window_view(padded, kernel_shape, axis=(2, 3))[:, :, ::down, ::across], axis=(-2, -1)),)
+
+
 def evaluator(model: onnx.ModelProto) -> Callable[[Floats], Floats]:
     """All outputs, flattened and concatenated, as a function of the one input."""
-    session = ReferenceEvaluator(model, new_ops=[Erf])
+    session = ReferenceEvaluator(model, new_ops=[Erf, MaxPool])
 
     def f(x: Floats) -> Floats:
         with np.errstate(all="ignore"):

@@ -84,7 +84,6 @@ _ACTIVATIONS: list[tuple[str, dict[str, Any]]] = [
     ("LeakyRelu", {"alpha": -0.5}),
     ("Elu", {"alpha": 1.5}),
     ("Selu", {}),
-    ("Celu", {"alpha": 0.7}),
     ("Sigmoid", {}),
     ("Tanh", {}),
     ("Softplus", {}),

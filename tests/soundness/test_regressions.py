@@ -183,3 +183,21 @@ def test_eight_bits_are_not_looked_through() -> None:
     ]  # fmt: skip
     found = topology(make_model(gelu, {"x": (4,)}, ["y"], {"c": 1.4142135, "one": 1.0, "half": 0.5}, opset=19))
     assert all(n.op != "Gelu" for n in found.graph.nodes)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("columns", [[1], [0, 3], [2, 1, 0, 3]])
+def test_columns_cut_out_of_an_attention(columns: list[int], norm: Norm) -> None:
+    """What is left need not fill whole rows of the projection: the audit broke off here."""
+    rng = np.random.default_rng(3)
+    nodes = [
+        *(node("MatMul", ["x", f"w{role}"], f"flat_{role}") for role in "qkv"),
+        *(node("Reshape", [f"flat_{role}", "split"], f"split_{role}") for role in "qkv"),
+        *(node("Transpose", [f"split_{role}"], role, perm=[0, 2, 3, 1] if role == "k" else [0, 2, 1, 3]) for role in "qkv"),
+        node("MatMul", ["q", "k"], "scores"), node("Softmax", ["scores"], "p", axis=-1), node("MatMul", ["p", "v"], "o"),
+        node("Transpose", ["o"], "t", perm=[0, 2, 1, 3]), node("Reshape", ["t", "whole"], "r"), node("MatMul", ["r", "wo"], "m"),
+        node("Gather", ["m", "columns"], "y", axis=2),
+    ]  # fmt: skip
+    constants = {f"w{role}": rng.normal(size=(4, 4)) for role in "qkvo"}
+    shapes = {"split": np.array([1, 3, 2, 2]), "whole": np.array([1, 3, 4]), "columns": np.array(columns)}
+    assert holds(double(nodes, (1, 3, 4), {**constants, **shapes}), norm, (-1.0, 1.0)) == "finite"

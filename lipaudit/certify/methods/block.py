@@ -164,10 +164,11 @@ def _output(
         chosen = [np.flatnonzero(owners[0] == k) for k in range(len(groups))]
         if all(np.array_equal(np.sort(feature[0, columns]), np.arange(width)) for columns in chosen):
             parts = tuple(Enclosed(matrix.array[:, columns[np.argsort(feature[0, columns])]], matrix.error) for columns in chosen)
-    whole_rows = np.arange(layout.terms[0].index.size).reshape(-1, base.width)
-    own = layout.terms[0].index.reshape(-1, base.width) if layout.shape[-1] == base.width else None
-    by_rows = own is not None and np.array_equal(own - own[:, :1], whole_rows - whole_rows[:, :1]) and not np.any(own[:, 0] % base.width)
-    return Output(matrix, factor, parts, by_rows=bool(by_rows and not np.any(token != token[:, :1])))
+    by_rows = False
+    if layout.shape[-1] == base.width:  # else what leaves may be cut out of the rows, and need not even fill whole ones
+        own = layout.terms[0].index.reshape(-1, base.width)
+        by_rows = not (np.any(own - own[:, :1] != np.arange(base.width)) or np.any(own[:, 0] % base.width))
+    return Output(matrix, factor, parts, by_rows=by_rows and not np.any(token != token[:, :1]))
 
 
 def _used_once(layout: Layout) -> Upper | None:

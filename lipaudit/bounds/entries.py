@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lipaudit.bounds.dense import gamma
+from lipaudit.bounds.formed import GROWTH, TINY, amplification
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
 from lipaudit.bounds.scalar import ONE, Lower, Norm, Upper
 
@@ -32,16 +33,18 @@ def entries_norm(operator: LinearOperator, norm: Norm) -> VerifiedNorm | None:
     if max(math.prod(shape) for leaf in leaves for shape in (leaf.in_shape, leaf.out_shape)) > MOST:
         return None
     matrix, sizes = operator.entries(magnitude=False), operator.entries(magnitude=True)
-    if matrix is None or sizes is None or not sizes.nnz:
+    if matrix is None or sizes is None or not sizes.nnz or not amplification(leaves) <= GROWTH:
         return None
     k = operator.terms + 4 * len(leaves)
-    rows, columns = _largest_sum(sizes, 1), _largest_sum(sizes, 0)
+    lost = TINY * Upper(max(matrix.shape))  # what underflows in one row or column
+    rows, columns = _largest_sum(sizes, 1) + lost, _largest_sum(sizes, 0) + lost
     if norm != "l2":
         top, spread = (_largest_sum(matrix, 0), columns) if norm == "l1" else (_largest_sum(matrix, 1), rows)
-        return VerifiedNorm(top + gamma(k) * spread, Lower(0), "sums of entries")
+        return VerifiedNorm(top + gamma(k) * spread + lost, Lower(0), "sums of entries")
     length = int(np.max(np.diff(matrix.tocsc().indptr), initial=0))
     square = _largest_sum(matrix.T @ matrix, 1) + gamma(length + 3 * k + 16) * rows * columns
-    return VerifiedNorm(square.sqrt(), Lower(0), "linf norm of A'A by entries")
+    # Where entries are off by e, a row of A'A is off by n e columns + e m rows + n m e^2, and its products underflow, too.
+    return VerifiedNorm((square + lost * (rows + columns + lost + ONE)).sqrt(), Lower(0), "linf norm of A'A by entries")
 
 
 def _largest_sum(matrix: Any, axis: int) -> Upper:

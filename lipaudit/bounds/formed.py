@@ -12,15 +12,16 @@ place: ``||A|| = ||A'||`` in all three norms.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm, gamma
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
-from lipaudit.bounds.scalar import Lower, Norm, Upper, dual
+from lipaudit.bounds.scalar import ONE, Lower, Norm, Upper, dual
 
-__all__ = ["FORM_SIDE", "formed_norm", "narrowed"]
+__all__ = ["FORM_SIDE", "GROWTH", "TINY", "amplification", "formed_norm", "narrowed"]
 
 Floats = NDArray[np.float64]
 
@@ -33,10 +34,11 @@ FORM_SIZE = 1 << 22
 FORM_WORK = 1e10
 """... and its columns take at most this many operations: products, and 2e5 for the call of each leaf."""
 
-_MODERATE = (Upper(2.0**-100), Upper(2.0**100))
-"""Norms of leaves between which underflow stays far below the allowance."""
+GROWTH = Upper(2.0**100)
+"""Largest product of the norms of all leaves, those below 1 left out: what underflows in one (2**-1074) is amplified by no more."""
 
-_TINY = Upper.from_dyadic(1, -900)
+TINY = Upper.from_dyadic(1, -900)
+"""For each entry, what underflows on the way to it."""
 
 
 def narrowed(operator: LinearOperator) -> LinearOperator:
@@ -47,6 +49,14 @@ def narrowed(operator: LinearOperator) -> LinearOperator:
     return operator
 
 
+def amplification(leaves: Sequence[LinearOperator]) -> Upper:
+    """Upper bound of what all leaves one after the other, or any of them left out, do to the sum or the largest of some elements."""
+    total = ONE
+    for leaf in leaves:
+        total = total * max(ONE, *(leaf.magnitude().norm(side).upper for side in ("l1", "linf")))
+    return total
+
+
 def formed_norm(operator: LinearOperator, norm: Norm, slack: float) -> VerifiedNorm | None:
     """The norm of the matrix, or None where it would be too large or entries are not moderate."""
     operator = narrowed(operator)
@@ -55,11 +65,8 @@ def formed_norm(operator: LinearOperator, norm: Norm, slack: float) -> VerifiedN
     work = small * sum(2e5 + 2.0 * leaf.terms * math.prod(leaf.out_shape) for leaf in leaves)
     if not 0 < small <= FORM_SIDE or size_in * size_out > FORM_SIZE or work > FORM_WORK:
         return None
-    for leaf in leaves:
-        for side in ("l1", "linf"):
-            bound = leaf.magnitude().norm(side).upper
-            if bound < _MODERATE[0] or _MODERATE[1] < bound:
-                return None
+    if not amplification(leaves) <= GROWTH:
+        return None
     forward = size_in <= size_out
     shape, run = (operator.in_shape, operator.apply) if forward else (operator.out_shape, operator.adjoint)
     matrix = np.empty((small, max(size_in, size_out)))
@@ -74,6 +81,6 @@ def formed_norm(operator: LinearOperator, norm: Norm, slack: float) -> VerifiedN
     spread["l2"] = (spread["l1"] * spread["linf"]).sqrt()
     own: Norm = dual(norm) if forward else norm
     found = dense_norm(matrix, own, slack)
-    error = gamma(2 * roundings) * spread[norm] + _TINY * Upper(matrix.size)
+    error = gamma(2 * roundings) * spread[norm] + TINY * Upper(matrix.size)
     lower = Lower(max(0.0, (float(found.lower) - float(error)) * (1 - 2.0**-52)))
     return VerifiedNorm(found.upper + error, lower, f"formed chain: {found.method}", {**found.evidence, "error": error.decimal(3)})

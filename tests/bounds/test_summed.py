@@ -253,3 +253,14 @@ def test_extreme_scales_are_not_merged() -> None:
     total = add([Dense(np.array([[1e-310]]), (1, 1)), Dense(np.array([[1e305]]), (1, 1))])
     assert isinstance(total, Sum)
     assert exact(total.norm("linf").upper) >= Fraction(1e305) + Fraction(1e-310)
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_what_underflows_on_the_way_is_not_lost(size: int) -> None:
+    """Twelve factors 2^-100 and twelve 2^100 are 1 together, and 0 in floating point: ``I + 1`` has norm 2."""
+    factors = [Diagonal(np.full(size, scale), (size,)) for scale in [2.0**-100] * 12 + [2.0**100] * 12]
+    operator = Sum([Permutation((size,), (size,)), Product(factors)])
+    assert float(operator.apply(np.ones(size))[0]) == 1.0
+    for norm in NORMS:
+        assert float(operator.norm(norm).upper) >= 2.0
+        assert float(Product([*factors, Dense(np.ones((size, size)), (size,), "right")]).norm(norm).upper) >= 1.0

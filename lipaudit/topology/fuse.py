@@ -19,6 +19,7 @@ from lipaudit.topology.patterns.l2_attention import l2_attention
 from lipaudit.topology.patterns.linear_attention import linear_attention
 from lipaudit.topology.patterns.normalization import normalization
 from lipaudit.topology.patterns.pair_attention import pair_attention
+from lipaudit.topology.patterns.products import einsum
 from lipaudit.topology.patterns.quantised import dynamic_matmul
 from lipaudit.topology.patterns.softmax import softmax
 from lipaudit.topology.patterns.swish import clip_hard_swish, hard_swish, mish, swish
@@ -29,6 +30,7 @@ EARLY: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
     {
         "ai.onnx::Exp": (("softmax", softmax),),
         "ai.onnx::Where": (("choice", choice),),
+        "ai.onnx::Einsum": (("product", einsum),),
     }
 )
 """Patterns whose result is an operator of ONNX: they come first, so that the others see it."""

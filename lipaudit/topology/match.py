@@ -14,7 +14,7 @@ from math import isfinite
 
 from lipaudit.graph.ir import Constant, Graph, Node
 
-__all__ = ["WIDE", "Match", "Mismatch", "Pattern", "Refusal", "View", "exact_float", "float_above", "float_below"]
+__all__ = ["WIDE", "Match", "Mismatch", "Pattern", "Refusal", "View", "exact_float", "exact_ratio", "float_above", "float_below"]
 
 
 WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
@@ -201,6 +201,15 @@ def exact_float(value: Fraction) -> float | None:
     except OverflowError:
         return None
     return number if isfinite(number) and Fraction(number) == value else None
+
+
+def exact_ratio(value: Fraction) -> tuple[float, float] | None:
+    """``value`` as a quotient of two doubles, if its terms (less powers of two) are doubles."""
+    if value == 0:
+        return 0.0, 1.0
+    low = value.denominator & -value.denominator  # a power of two belongs to the numerator, where it is a matter of the exponent
+    num, den = exact_float(Fraction(value.numerator, low)), exact_float(Fraction(value.denominator // low))
+    return None if num is None or den is None else (num, den)
 
 
 def float_above(value: Fraction) -> float:

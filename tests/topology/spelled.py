@@ -120,7 +120,7 @@ def evaluate(node: Node, inputs: list[Array | None]) -> Array:
         case "lipaudit::Gelu":
             if attrs["approximate"] == "none":
                 return attrs["k"] * x * (1 + erf(x * attrs["num"] / attrs["den"]))
-            return attrs["k"] * x * (1 + np.tanh(attrs["a"] * x + attrs["b"] * x**3))
+            return attrs["k"] * x * (1 + np.tanh(attrs["a"] * x / attrs["aden"] + attrs["b"] * x**3 / attrs["bden"]))
         case "lipaudit::Normalization":
             return _normalization(node, x, inputs[1], inputs[2])
         case "lipaudit::Attention":

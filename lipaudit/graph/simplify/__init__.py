@@ -1,8 +1,9 @@
 """Simplify: passes that make the graph smaller and keep its function; one pass a file.
 
 Order: :mod:`pin` (symbolic dims become numbers), :mod:`propagate` (types, constants, branches, definitions), :mod:`sequences` (tensors
-instead of sequences), :mod:`bypass` (nodes that do nothing), :mod:`dead` (what no output needs). Each module's docstring states the law
-that it keeps and its cases. Functions are inlined at loading (:mod:`lipaudit.graph.functions`).
+instead of sequences), :mod:`bypass` (nodes that do nothing), :mod:`cancel` (neighbours that undo each other), :mod:`dead` (what no
+output needs). Each module's docstring states the law that it keeps and its cases. Functions are inlined at loading
+(:mod:`lipaudit.graph.functions`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lipaudit.graph.export import to_model
 from lipaudit.graph.ir import Graph
 from lipaudit.graph.limits import DEFAULT, Limits
 from lipaudit.graph.simplify.bypass import bypass
+from lipaudit.graph.simplify.cancel import cancel
 from lipaudit.graph.simplify.dead import remove_dead
 from lipaudit.graph.simplify.expand import NOTHING, Operators
 from lipaudit.graph.simplify.pin import DEFAULTS, pin
@@ -74,7 +76,7 @@ def simplify(graph: Graph, dims: Mapping[str, int] = _NO_DIMS, *, operators: Ope
         _refuse_if_broken(walked, found)
     while (resolved := resolve_sequences(walked)) is not walked:  # each round removes one at least
         walked, _ = propagate(resolved, limits, operators)
-    simplified = remove_dead(bypass(walked))
+    simplified = remove_dead(bypass(cancel(bypass(walked))))
     spec.check(simplified)
     return simplified
 

@@ -27,7 +27,7 @@ import numpy as np
 from lipaudit.graph.ir import Constant, Graph, Node
 from lipaudit.graph.simplify.renaming import captures_of, rename_node
 
-__all__ = ["bypass"]
+__all__ = ["bypass", "is_inactive"]
 
 
 def bypass(graph: Graph) -> Graph:
@@ -112,6 +112,11 @@ def _whole_slice(node: Node, graph: Graph, constants: Mapping[str, Constant]) ->
 def _dropout(node: Node, graph: Graph, constants: Mapping[str, Constant]) -> bool:
     if len(node.outputs) > 1 and node.outputs[1] and (node.outputs[1] in graph.outputs or graph.consumers.get(node.outputs[1])):
         return False
+    return is_inactive(node, constants)
+
+
+def is_inactive(node: Node, constants: Mapping[str, Constant]) -> bool:
+    """Whether a Dropout surely drops nothing: case 2, but for its mask."""
     if node.version < 7:
         return node.version > 0 and bool(node.attrs.get("is_test", 0))
     if node.version < 12 or len(node.inputs) < 3 or not node.inputs[2]:

@@ -32,6 +32,7 @@ from lipaudit.graph.dtypes import numpy_dtype, stored_bytes
 from lipaudit.graph.ir import Constant, Graph, Node, Value
 from lipaudit.graph.limits import Limits
 from lipaudit.graph.simplify import runtime
+from lipaudit.graph.simplify.bypass import is_inactive
 from lipaudit.graph.simplify.kernels import KERNELS, VIEWS
 
 __all__ = ["Budget", "fold"]
@@ -113,6 +114,8 @@ def fold(
         return None
     if not node.domain and node.op in ("Shape", "Size"):
         return _shape(node, shapes)
+    if node.op == "Dropout" and not node.domain and [value.name for value in outputs if value.name] == list(node.outputs[:1]):
+        node = node.renamed(op="Identity", version=13, inputs=node.inputs[:1], attrs={}) if is_inactive(node, constants) else node
     if node.op in _RANDOM or node.op.startswith(_NOT_TENSORS) or not any(node.inputs):
         return None
     if any(name and name not in constants for name in node.inputs):

@@ -15,8 +15,9 @@ import numpy as np
 from lipaudit.graph.ir import Constant, Node
 from lipaudit.topology.match import Match, Mismatch, View, float_above
 from lipaudit.topology.patterns.masks import is_causal, only_causal
+from lipaudit.topology.patterns.products import product_of, product_with_values, scores_behind, swaps_last
 
-__all__ = ["Core", "attention", "logits", "operands", "product_of", "same_shapes"]
+__all__ = ["Core", "attention", "logits", "operands", "same_shapes"]
 
 _LIMIT = 12
 
@@ -79,11 +80,11 @@ def _forward(view: View, value: str, found: Core) -> None:
         user = view.sole_user(value)
         if user is None:
             raise Mismatch(f"its weights {value!r} have several readers or are an output")
-        product = product_of(view, user)
-        if product is None or product[0] != value or product[1] == value or product[2] or product[3] or product[4] != 1:
+        met = product_with_values(view, value)
+        if met is None or met[1].factor != 1:
             raise Mismatch(f"its weights go into {user.kind} {user.name!r}, not into a product with values")
         found.nodes.append(user)
-        found.values, found.final = product[1], user.outputs[0]
+        found.values, found.final = met[1].second, user.outputs[0]
         return
     raise Mismatch("no product with values follows its weights")
 
@@ -99,39 +100,6 @@ def _guard(view: View, users: tuple[Node, ...], value: str) -> str | None:
     return choice.outputs[0] if view.scalar(choice.inputs[1]) == 0.0 else None
 
 
-def product_of(view: View, node: Node) -> tuple[str, str, bool, bool, Fraction] | None:
-    """Operands, whether their last two axes are swapped, and the factor, of a product of two matrices."""
-    if node.kind == "ai.onnx::MatMul":
-        return node.inputs[0], node.inputs[1], False, False, Fraction(1)
-    if node.kind == "com.microsoft::FusedMatMul" and not node.attrs.get("transBatchA") and not node.attrs.get("transBatchB"):
-        alpha = Fraction(float(node.attrs.get("alpha", 1.0)))
-        return node.inputs[0], node.inputs[1], bool(node.attrs.get("transA", 0)), bool(node.attrs.get("transB", 0)), alpha
-    if node.kind == "ai.onnx::Gemm" and len([name for name in node.inputs if name]) == 2:
-        alpha = Fraction(float(node.attrs.get("alpha", 1.0)))
-        return node.inputs[0], node.inputs[1], bool(node.attrs.get("transA", 0)), bool(node.attrs.get("transB", 0)), alpha
-    if node.kind == "ai.onnx::Einsum" and len(node.inputs) == 2:
-        return _einsum(str(node.attrs.get("equation", "")), node)
-    return None
-
-
-def _einsum(equation: str, node: Node) -> tuple[str, str, bool, bool, Fraction] | None:
-    """An Einsum that is a batched product: ``bij,bjk->bik`` and ``bij,bkj->bik``."""
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow or len(terms) != 2 or any(len(term.removeprefix("...")) < 2 for term in (*terms, out)):
-        return None
-    a, b = terms
-    if a[:-2] != b[:-2] or a[:-2] != out[:-2] or len(set(a) - {"."}) != len(a.replace(".", "")):
-        return None
-    i, j = a[-2], a[-1]
-    k = out[-1]
-    if out[-2] != i or k in a or len({i, j, k}) != 3:
-        return None
-    if b[-2:] == j + k:
-        return node.inputs[0], node.inputs[1], False, False, Fraction(1)
-    return (node.inputs[0], node.inputs[1], False, True, Fraction(1)) if b[-2:] == k + j else None
-
-
 def logits(view: View, value: str, found: Core) -> None:
     """Back from the input of Softmax to the product of Q and K."""
     for _ in range(_LIMIT):
@@ -140,7 +108,7 @@ def logits(view: View, value: str, found: Core) -> None:
         node = view.producer(value)
         if node is None:
             raise Mismatch("its logits are an input of the graph")
-        product = product_of(view, node)
+        product = product_of(node)
         if product is not None:
             query, key, query_swapped, key_swapped, factor = product
             if query_swapped:
@@ -164,7 +132,7 @@ def _bias(view: View, node: Node, found: Core) -> str:
         raise Mismatch("its logits have two masks or biases")
     if found.scale != 1 or found.softcap:
         raise Mismatch(f"a bias is added in {node.name!r}, before its logits are scaled or capped")
-    products = [name for name in node.inputs if name in view.moving and _leads_to_product(view, name)]
+    products = [name for name in node.inputs if name in view.moving and scores_behind(view, name)]
     if len(products) != 1 or len(node.inputs) != 2:
         raise Mismatch(
             f"{node.name!r} adds several products of queries and keys"
@@ -175,24 +143,6 @@ def _bias(view: View, node: Node, found: Core) -> str:
     if not found.bias:
         raise Mismatch(f"{node.name!r} adds its logits to themselves")
     return products[0]
-
-
-def _leads_to_product(view: View, name: str) -> bool:
-    """True if a product of two matrices (scaled, capped, masked) lies behind ``name``."""
-    for _ in range(_LIMIT):
-        name, _passed = view.behind(name)
-        node = view.producer(name)
-        if node is None:
-            return False
-        if product_of(view, node) is not None:
-            return all(operand in view.moving for operand in node.inputs[:2]) or node.op == "Einsum"
-        if node.domain or node.op not in ("Mul", "Div", "Tanh", "Add", "Where"):
-            return False
-        behind = [operand for operand in node.inputs if operand in view.moving]
-        if len(behind) != 1:
-            return False
-        name = behind[0]
-    return False
 
 
 def _where(view: View, node: Node, found: Core) -> str:
@@ -290,7 +240,7 @@ def _side(view: View, found: Core, *, key: bool) -> None:
                 return
             scale = scale * Fraction(constant) if node.op == "Mul" else scale / Fraction(constant)
             value = node.inputs[1 - at]
-        elif key and node.op == "Transpose" and _swaps_last(view, node):
+        elif key and node.op == "Transpose" and swaps_last(view, node):
             swapped = not swapped
             value = node.inputs[0]
         else:
@@ -303,15 +253,6 @@ def _side(view: View, found: Core, *, key: bool) -> None:
             found.key = value
         else:
             found.query = value
-
-
-def _swaps_last(view: View, node: Node) -> bool:
-    perm = node.attrs.get("perm")
-    if perm is None:
-        shape = view.shape(node.inputs[0])
-        return shape is not None and len(shape) == 2
-    n = len(perm)
-    return n >= 2 and tuple(perm) == (*range(n - 2), n - 1, n - 2)
 
 
 def same_shapes(view: View, found: Core) -> None:

@@ -3,7 +3,8 @@
     erf form    y = k x (1 + erf(x num / den))             exporters store num = 1, den = float32(sqrt 2), k = 1/2
     tanh form   y = k x (1 + tanh(a x + b x^3))            a = float32(sqrt(2/pi)), b = a * float32(0.044715), k = 1/2
 
-The stored constants are kept: the slope of the nominal function is not that of the stored one.
+The stored constants are kept: the slope of the nominal function is not that of the stored one. ``a`` and ``b`` are quotients of two
+doubles (the attributes ``a / aden`` and ``b / bden``), since a constant may be divided by.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from lipaudit.graph.ir import Node
-from lipaudit.topology.match import Match, Mismatch, View, exact_float
+from lipaudit.topology.match import Match, Mismatch, View, exact_float, exact_ratio
 from lipaudit.topology.patterns.factors import multiples, polynomial, product
 
 __all__ = ["erf_gelu", "tanh_gelu"]
@@ -48,12 +49,12 @@ def tanh_gelu(view: View, tanh: Node) -> Match | None:
         if terms is None or set(terms[0]) != {1, 3}:
             continue
         found = product(view, gate, multiples(view, argument)[:1], _HALF / scale)
-        k, a, b = exact_float(found.k * scale), exact_float(terms[0][1]), exact_float(terms[0][3])
+        k, a, b = exact_float(found.k * scale), exact_ratio(terms[0][1]), exact_ratio(terms[0][3])
         if k is None or a is None or b is None:
             raise Mismatch("a product of its constants is no double")
         view.same_shape(found.final, found.x)
         covered = view.close((*nodes, tanh, *terms[1], *found.nodes), found.final)
-        attrs = {"approximate": "tanh", "k": k, "a": a, "b": b}
+        attrs = {"approximate": "tanh", "k": k, "a": a[0], "aden": a[1], "b": b[0], "bden": b[1]}
         return Match(Node("", "Gelu", (found.x,), (found.final,), "lipaudit", 1, attrs), covered)
     raise Mismatch("the argument of Tanh is no polynomial a x + b x^3 of the value that it multiplies")
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from lipaudit.graph.ir import Node
 from lipaudit.topology.match import Match, Mismatch, View
+from lipaudit.topology.patterns.products import Product, product_of, product_with_values, swaps_last, transposed
 
 __all__ = ["l2_attention"]
 
@@ -64,11 +65,12 @@ def l2_attention(view: View, softmax: Node) -> Match | None:
 def _values(view: View, softmax: Node, found: _Logits) -> tuple[Node, list[Node], str, str]:
     """The product with the values, the nodes that make them, and their weight and bias ("" for none)."""
     weights, passed = view.beyond(softmax.outputs[0])
-    product = view.sole_user(weights)
-    if product is None or product.kind != "ai.onnx::MatMul" or product.inputs[0] != weights or product.inputs[1] == weights:
+    met = product_with_values(view, weights)
+    if met is None or met[1].factor != 1:
         raise Mismatch("its weights do not go into one product with values")
+    product = met[0]
     nodes, bias = list(passed), ""
-    value = _behind(view, product.inputs[1], nodes)
+    value = _behind(view, met[1].second, nodes)
     if value == found.query:
         return product, nodes, "", ""
     added = view.made_by(value, "Add")
@@ -95,7 +97,12 @@ def _term(view: View, name: str, factor: Fraction, found: _Logits) -> bool:
     """One summand of the logits; False if it is none of the known ones."""
     name = _behind(view, name, found.nodes)
     node = view.producer(name)
-    if node is None or node.domain:
+    if node is None:
+        return False
+    product = product_of(node)
+    if product is not None:
+        return _product(view, node, product, factor, found)
+    if node.domain:
         return False
     if node.op in ("Add", "Sub") and len(node.inputs) == 2:
         found.nodes.append(node)
@@ -113,30 +120,27 @@ def _term(view: View, name: str, factor: Fraction, found: _Logits) -> bool:
         found.nodes.append(node)
         found.pending.append((node.inputs[1 - at], factor * Fraction(constant) if node.op == "Mul" else factor / Fraction(constant)))
         return True
-    if node.op == "MatMul":
-        return _product(view, node, factor, found)
     if node.op == "ReduceSum":
         return _squares(view, node, factor, found, transposed=False)
-    if node.op == "Transpose" and _swaps(view, node):
+    if node.op == "Transpose" and swaps_last(view, node):
         inner = view.made_by(_behind(view, node.inputs[0], found.nodes), "ReduceSum")
         found.nodes.append(node)
         return inner is not None and _squares(view, inner, factor, found, transposed=True)
     return False
 
 
-def _product(view: View, node: Node, factor: Fraction, found: _Logits) -> bool:
+def _product(view: View, node: Node, product: Product, factor: Fraction, found: _Logits) -> bool:
     """``q q'``."""
-    nodes: list[Node] = [node]
-    left = _behind(view, node.inputs[0], nodes)
-    turned = view.made_by(_behind(view, node.inputs[1], nodes), "Transpose")
-    if turned is None or not _swaps(view, turned):
+    if product.first_turned:
         return False
-    nodes.append(turned)
-    if _behind(view, turned.inputs[0], nodes) != left:
+    nodes: list[Node] = [node]
+    left = _behind(view, product.first, nodes)
+    right = product.second if product.second_turned else transposed(view, product.second, nodes)
+    if right is None or _behind(view, right, nodes) != left:
         return False
     found.nodes += nodes
     found.rows_are(left)
-    found.products += factor
+    found.products += factor * product.factor
     return True
 
 
@@ -159,9 +163,3 @@ def _squares(view: View, node: Node, factor: Fraction, found: _Logits, *, transp
     if transposed:
         found.columns += factor
     return True
-
-
-def _swaps(view: View, node: Node) -> bool:
-    perm = tuple(node.attrs.get("perm") or ())
-    n = len(perm)
-    return n >= 2 and perm == (*range(n - 2), n - 1, n - 2)

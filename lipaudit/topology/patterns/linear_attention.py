@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from lipaudit.graph.ir import Node
 from lipaudit.topology.match import Match, Mismatch, View, float_below
+from lipaudit.topology.patterns.products import product_of, product_with_values, transposed
 
 __all__ = ["linear_attention"]
 
@@ -26,39 +27,45 @@ class _Sum:
 
 
 def linear_attention(view: View, division: Node) -> Match | None:
-    """Pivot Div (numerator by denominator) or Reciprocal."""
+    """Pivot Div (numerator by denominator, or 1 by it) or Reciprocal."""
     nodes = [division]
-    if division.op == "Div":
+    if division.op == "Div" and view.scalar(division.inputs[0]) != 1.0:
         top, bottom, final = division.inputs[0], division.inputs[1], division.outputs[0]
         if top not in view.moving or bottom not in view.moving:
             return None
     else:
-        bottom = division.inputs[0]
+        bottom = division.inputs[-1]
         user = view.sole_user(division.outputs[0])
         other = view.other(user, division.outputs[0]) if user is not None and user.kind == "ai.onnx::Mul" else None
         if user is None or other is None or other not in view.moving:
             return None
         top, final = other, user.outputs[0]
         nodes.append(user)
-    product = view.made_by(view.behind(top)[0], "MatMul")
-    if product is None or any(name not in view.moving for name in product.inputs):
+    node, passed = _product_behind(view, top)
+    product = product_of(node)
+    if node is None or product is None or product.first_turned or product.factor != 1:
         return None
-    nodes += [*view.behind(top)[1], product]
-    inner = view.made_by(view.behind(product.inputs[1])[0], "MatMul")
-    if inner is not None and all(name in view.moving for name in inner.inputs):
-        nodes += [*view.behind(product.inputs[1])[1], inner]
-        a, turned, values = product.inputs[0], inner.inputs[0], inner.inputs[1]
+    nodes += [*passed, node]
+    inner, between = _product_behind(view, product.second)
+    if inner is not None and not product.second_turned:
+        parts = product_of(inner)
+        if parts is None or parts.second_turned or parts.factor != 1:
+            return None
+        nodes += [*between, inner]
+        values = parts.second
+        keys = parts.first if parts.first_turned else transposed(view, parts.first, nodes)
     else:  # (A B') / .. and then the product with V
         after, passed = view.beyond(final)
-        user = view.sole_user(after)
-        if user is None or user.kind != "ai.onnx::MatMul" or user.inputs[0] != after or user.inputs[1] not in view.moving:
+        met = product_with_values(view, after)
+        if met is None or met[1].second not in view.moving or met[1].factor != 1:
             return None
-        nodes += [*passed, user]
-        a, turned, values, final = product.inputs[0], product.inputs[1], user.inputs[1], user.outputs[0]
-    keys = _turned(view, turned, nodes)
+        nodes += [*passed, met[0]]
+        values, final = met[1].second, met[0].outputs[0]
+        keys = product.second if product.second_turned else transposed(view, product.second, nodes)
     if keys is None:
         return None
-    total = _denominator(view, bottom, a, keys, product)
+    a = product.first
+    total = _denominator(view, bottom, a, keys, node)
     if total is None:
         raise Mismatch("what it divides by is not the sum of its weights over the keys")
     shape = view.shape(final)
@@ -70,15 +77,12 @@ def linear_attention(view: View, division: Node) -> Match | None:
     return Match(fused, covered)
 
 
-def _turned(view: View, name: str, nodes: list[Node]) -> str | None:
-    """B, where ``name`` is ``B'``."""
-    plain, passed = view.behind(name)
-    node = view.made_by(plain, "Transpose")
-    perm = None if node is None else tuple(node.attrs.get("perm") or ())
-    if node is None or perm is None or len(perm) < 2 or perm != (*range(len(perm) - 2), len(perm) - 1, len(perm) - 2):
-        return None
-    nodes += [*passed, node]
-    return node.inputs[0]
+def _product_behind(view: View, name: str) -> tuple[Node | None, list[Node]]:
+    """The product of two moving values that makes ``name``, and the transparent nodes between."""
+    name, passed = view.behind(name)
+    node = view.producer(name)
+    product = product_of(node)
+    return (node if product is not None and product.first in view.moving and product.second in view.moving else None), passed
 
 
 def _denominator(view: View, name: str, a: str, b: str, product: Node) -> _Sum | None:
@@ -104,17 +108,22 @@ def _denominator(view: View, name: str, a: str, b: str, product: Node) -> _Sum |
 
 def _by_product(view: View, name: str, a: str, b: str) -> list[Node] | None:
     """``A (sum_j b_j)'``, the sum kept as a column or turned into one."""
-    node = view.made_by(name, "MatMul")
-    if node is None or view.behind(node.inputs[0])[0] != view.behind(a)[0]:
+    node = view.producer(name)
+    product = product_of(node)
+    if node is None or product is None or product.first_turned or product.factor != 1:
         return None
-    column, passed = view.behind(node.inputs[1])
-    nodes = [node, *view.behind(node.inputs[0])[1], *passed]
+    if view.behind(product.first)[0] != view.behind(a)[0]:
+        return None
+    column, passed = view.behind(product.second)
+    nodes = [node, *view.behind(product.first)[1], *passed]
     summed = view.made_by(column, "ReduceSum")
+    if summed is not None and product.second_turned:  # the row itself
+        return [*nodes, summed] if view.same(summed.inputs[0], b) and _over(view, summed, -2) else None
     if summed is not None:  # over the last axis of B'
-        keys = _turned(view, summed.inputs[0], nodes)
+        keys = transposed(view, summed.inputs[0], nodes)
         return [*nodes, summed] if keys is not None and view.same(keys, b) and _over(view, summed, -1) else None
-    keys = _turned(view, column, nodes)
-    summed = None if keys is None else view.made_by(keys, "ReduceSum")
+    keys = transposed(view, column, nodes)
+    summed = None if keys is None or product.second_turned else view.made_by(keys, "ReduceSum")
     return [*nodes, summed] if summed is not None and view.same(summed.inputs[0], b) and _over(view, summed, -2) else None
 
 
@@ -125,7 +134,7 @@ def _by_sum(view: View, name: str, a: str, b: str, product: Node) -> list[Node] 
         return None
     inner, passed = view.behind(summed.inputs[0])
     if inner == product.outputs[0]:
-        return [summed, *passed] if view.producer(view.behind(product.inputs[1])[0]) is not None and _is_weights(view, product, b) else None
+        return [summed, *passed] if _is_weights(view, product, b) else None
     times = view.made_by(inner, "Mul")
     if times is None:
         return None
@@ -138,8 +147,10 @@ def _by_sum(view: View, name: str, a: str, b: str, product: Node) -> list[Node] 
 
 def _is_weights(view: View, product: Node, b: str) -> bool:
     """``A B'`` itself."""
-    turned = view.made_by(view.behind(product.inputs[1])[0], "Transpose")
-    return turned is not None and turned.inputs[0] == b
+    parts = product_of(product)
+    if parts is None:
+        return False
+    return (parts.second if parts.second_turned else transposed(view, parts.second, [])) == b
 
 
 def _over(view: View, node: Node, axis: int) -> bool:

@@ -10,7 +10,8 @@ from fractions import Fraction
 
 from lipaudit.graph.ir import Node
 from lipaudit.topology.match import Match, Mismatch, View, float_above
-from lipaudit.topology.patterns.attention import Core, logits, operands, product_of, same_shapes
+from lipaudit.topology.patterns.attention import Core, logits, operands, same_shapes
+from lipaudit.topology.patterns.products import product_with_values, scores_behind
 
 __all__ = ["pair_attention"]
 
@@ -21,7 +22,7 @@ def pair_attention(view: View, activation: Node) -> Match | None:
     """Pivot Sigmoid or Relu on a product of two moving values, followed by a product with a third one."""
     found = Core([activation])
     factor = _forward(view, activation.outputs[0], found)
-    if factor is None or not _is_of_scores(view, activation.inputs[0]):
+    if factor is None or not scores_behind(view, activation.inputs[0]):
         return None
     if factor == 0:
         raise Mismatch("a factor on its weights is 0")
@@ -50,14 +51,13 @@ def _forward(view: View, value: str, found: Core) -> Fraction | None:
         if user is None:
             return None
         found.nodes += passed
-        product = product_of(view, user)
-        if product is not None:
-            first, second, turned, second_turned, alpha = product
-            if first != value or second == value or second not in view.moving or turned or second_turned:
+        met = product_with_values(view, value)
+        if met is not None:
+            if met[1].second not in view.moving:
                 return None
             found.nodes.append(user)
-            found.values, found.final = second, user.outputs[0]
-            return factor * alpha
+            found.values, found.final = met[1].second, user.outputs[0]
+            return factor * met[1].factor
         if user.domain or user.op not in ("Mul", "Div"):
             return None
         at = next((i for i, name in enumerate(user.inputs) if view.scalar(name) is not None), None)
@@ -70,22 +70,3 @@ def _forward(view: View, value: str, found: Core) -> Fraction | None:
         found.nodes.append(user)
         value = user.outputs[0]
     return None
-
-
-def _is_of_scores(view: View, name: str) -> bool:
-    """Whether a product of two moving values lies behind, through factors, biases and masks."""
-    for _ in range(2 * _LIMIT):
-        name, _passed = view.behind(name)
-        node = view.producer(name)
-        if node is None:
-            return False
-        product = product_of(view, node)
-        if product is not None:
-            return product[0] in view.moving and product[1] in view.moving
-        if node.domain or node.op not in ("Add", "Mul", "Div", "Where"):
-            return False
-        behind = [operand for operand in node.inputs if operand in view.moving]
-        if len(behind) != 1:
-            return False
-        name = behind[0]
-    return False

@@ -111,8 +111,8 @@ NETWORKS: Mapping[str, tuple[Any, Mapping[str, int]]] = {
     ),
     "choices": (
         (
-            "c = Constant<value_ints=[1,0,1,0,1,1,0,1]>() d = Cast<to=9>(c) a = MatMul(x, w) b = Neg(x) e = Where(d, a, b) f = Max(e, one1) "
-            "g = Min(f, three) h = Clip(g) y = MatMul(h, v)"
+            "c = Constant<value_ints=[1,0,1,0,1,1,0,1]>() d = Cast<to=9>(c) a = MatMul(x, w) b = Neg(x) e = Where(d, a, b) "
+            "f = Max(e, one1) g = Min(f, three) h = Clip(g) y = MatMul(h, v)"
         ),
         {"activation": 1},
     ),

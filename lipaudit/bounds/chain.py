@@ -133,7 +133,9 @@ class Product(LinearOperator):
         return sum(factor.terms + 1 for factor in self.factors)
 
     def without(self, axis: int) -> Product | None:
-        """Of all factors."""
+        """Of all factors; where their ranks differ, one number does not name one axis."""
+        if any(len(shape) != len(self.in_shape) for factor in self.factors for shape in (factor.in_shape, factor.out_shape)):
+            return None
         found = [factor.without(axis) for factor in self.factors]
         kept = [factor for factor in found if factor is not None]
         return Product(kept) if len(kept) == len(found) else None

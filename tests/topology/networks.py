@@ -173,8 +173,8 @@ ATTENTIONS: Mapping[str, tuple[Any, Mapping[str, int]]] = {
     "attention, grouped queries": (Attention(1, width=8, kv_heads=1), _ATTENTION),
     "attention, packed": (Attention(1, width=8, packed=True), _ATTENTION),
     **{f"attention, {kind}": (Kernel(1, kind, width=8), _ATTENTION) for kind in KINDS},
-    **{f"attention, linear, spelling {i}": (Kernel(1, "linear", width=8, spelling=i), _ATTENTION) for i in (1, 2, 3, 4)},
-    **{f"gated, {act or 'bilinear'}": (Gated(1, act=act), {"gate": 1, "mlp": 1, "normalization": 1}) for act in ("Sigmoid", "Swish", "")},
+    **{f"attention, linear, spelling {i}": (Kernel(1, "linear", width=8, spelling=i), _ATTENTION) for i in (2, 4)},
+    **{f"gated, {act or 'bilinear'}": (Gated(1, act=act), {"gate": 1, "mlp": 1, "normalization": 1}) for act in ("Sigmoid", "Swish")},
 }
 _NORMALIZED = {"attention, cosine": 3, "attention, cosine values": 4}
 # A cap after a mask leaves masked keys a weight: no kind of attention, in any spelling.

@@ -1,7 +1,7 @@
 """The gain of every node with respect to every moving input: the constants that the DAG calculus combines.
 
 Verified norms dominate the cost of an audit, so nodes are asked in parallel; each answer depends on its node alone, so the
-result does not depend on the number of threads (BLAS itself runs on one).
+result does not depend on the number of threads (BLAS itself runs on one). A gate keeps large weights from being held together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lipaudit.bounds.scalar import INFINITE, Norm
 from lipaudit.certify.definitions import better_gains
+from lipaudit.certify.gate import LARGE, Gate
 from lipaudit.certify.integers import rounded
 from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.ranges import Ranges
@@ -64,9 +65,16 @@ def ask(
         found = better_gains(site, xs, found, norm, catalogue)
         return tuple(rounded(site, gain, norm) if gain is not None else None for gain in found)
 
+    gate = Gate(LARGE)
+
+    def gated(node: Node) -> tuple[Gain | None, ...]:
+        stored = (constant.size for constant in sites[node.name].constants if constant is not None and constant.fill is None)
+        with gate.of(8 * sum(stored)):
+            return of(node)
+
     answers: dict[str, tuple[Gain | None, ...]] = {}
     with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
-        for count, (node, answer) in enumerate(zip(nodes, pool.map(of, nodes), strict=True), 1):
+        for count, (node, answer) in enumerate(zip(nodes, pool.map(gated, nodes), strict=True), 1):
             answers[node.name] = answer
             if progress is not None:
                 progress(count / len(nodes))

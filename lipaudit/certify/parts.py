@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Condition
 
 from lipaudit.bounds.operator import VerifiedNorm
 from lipaudit.bounds.scalar import ONE, Lower, Norm, Upper
 from lipaudit.bounds.smallest import smallest_singular_value
 from lipaudit.bounds.spectrum import Interval, core_shape, frobenius, stable_rank
 from lipaudit.bounds.threads import single_threaded
+from lipaudit.certify.gate import LARGE, Gate
 from lipaudit.certify.sites import shape_problem, sites_of
 from lipaudit.graph.ir import Graph, Node
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.parts import Part
 
-__all__ = ["Gate", "Measures", "linear_parts", "measure", "measure_all", "slack"]
-
-LARGE = 1 << 28
-"""Bytes in float64 that the weights looked at at the same time may have together (a larger one is looked at alone)."""
+__all__ = ["Measures", "linear_parts", "measure", "measure_all", "slack"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +40,6 @@ class Measures:
     smallest: Lower | None = None
     reason: str = ""
     nonfinite: int = 0
-
-
-class Gate:
-    """Lets work through whose sizes sum to at most ``most``, and larger work alone."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-        self._change = Condition()
-
-    @contextmanager
-    def of(self, size: int) -> Generator[None]:
-        """Wait for room, hold it during the body."""
-        with self._change:
-            self._change.wait_for(lambda: self._held == 0 or self._held + size <= self._most)
-            self._held += size
-        try:
-            yield
-        finally:
-            with self._change:
-                self._held -= size
-                self._change.notify_all()
 
 
 def linear_parts(graph: Graph, catalogue: Catalogue) -> list[tuple[Node, Part]]:

@@ -178,9 +178,19 @@ def _view_loader(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> Callabl
     return load
 
 
+# Elements that are unpacked at a time; a multiple of 12, so that such a piece ends with a byte whatever the type.
+_PIECE = 12 << 17
+
+
 def _packed_loader(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> Callable[[], Array]:
+    bits = PACKED_BITS[dtype]
+
     def load() -> Array:
-        proto = TensorProto(data_type=elem_type(dtype), dims=shape, raw_data=bytes(raw))
-        return np.asarray(numpy_helper.to_array(proto)).reshape(shape)
+        out = np.empty(prod(shape), dtype=numpy_dtype(dtype))
+        for at in range(0, out.size, _PIECE):
+            count = min(_PIECE, out.size - at)
+            piece = bytes(raw[at * bits // 8 : ((at + count) * bits + 7) // 8])
+            out[at : at + count] = numpy_helper.to_array(TensorProto(data_type=elem_type(dtype), dims=[count], raw_data=piece))
+        return out.reshape(shape)
 
     return load

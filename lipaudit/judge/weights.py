@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from lipaudit.bounds.dense import dense_norm
 from lipaudit.bounds.operator import VerifiedNorm
 from lipaudit.bounds.spectrum import stable_rank, sum_of_squares
+from lipaudit.bounds.sums import BLOCK
 from lipaudit.graph.ir import Constant, Graph, Node
-from lipaudit.operators.linear import matrix_norm, weight_array
+from lipaudit.operators.linear import matrix_norm, stored_values
 
 __all__ = ["WeightFacts", "weight_facts"]
 
@@ -109,7 +110,7 @@ def _of_spectrum(constant: Constant, rows: int, cols: int) -> dict[str, float | 
     """Edge ratio, Frobenius norm and stable rank of the matrix [rows, cols]."""
     if min(rows, cols) == 0:
         return _NO_SPECTRUM
-    weight = weight_array(constant)
+    weight = stored_values(constant)
     size = sum_of_squares(weight).sqrt()
     found = {**_NO_SPECTRUM, "frobenius": float(size.upper)}
     if min(rows, cols) > _LARGEST_SIDE:
@@ -120,9 +121,21 @@ def _of_spectrum(constant: Constant, rows: int, cols: int) -> dict[str, float | 
     return {**found, "edge_ratio": _edge_ratio(constant, rows, cols, norm), "stable_rank": None if rank is None else float(rank.upper)}
 
 
+def _deviation(array: NDArray[Any]) -> float:
+    """Standard deviation of all elements, read in blocks."""
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
+    blocks = range(0, flat.size, BLOCK)
+
+    def mean(shift: float, power: int) -> float:
+        parts = (np.asarray(flat[at : at + BLOCK], dtype=np.float64) - shift for at in blocks)
+        return math.fsum(float(np.sum(part**power)) for part in parts) / flat.size
+
+    return math.sqrt(mean(mean(0.0, 1), 2))
+
+
 def _edge_ratio(constant: Constant, rows: int, cols: int, norm: VerifiedNorm) -> float | None:
     """Largest singular value over ``std (sqrt rows + sqrt cols)`` (Marchenko, Pastur 1967: the edge for iid entries)."""
     if constant.fill is not None or min(rows, cols) < _SMALLEST_SIDE:
         return None
-    spread = float(np.std(constant.float64()))
+    spread = _deviation(constant.array())
     return None if spread == 0.0 else float(norm.upper) / (spread * (math.sqrt(rows) + math.sqrt(cols)))

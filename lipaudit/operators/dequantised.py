@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ class _Dequantised(Rule):
         bias = xs[self.bias(site)] if len(xs) > self.bias(site) else None
         more = 0.0 if bias is None else bias.magnitude()
         more_row = 0.0 if bias is None else bias.row_norm()
-        w = np.ascontiguousarray(found.weight.T)
+        w = found.weight.T
         top = dense_norm(w, "linf").upper * found.factor * Upper(x.magnitude()) * self.growth
         row = dense_norm(w, "l2").upper * found.factor * Upper(x.row_norm()) * self.growth
         end = widen(float(top) + more, 2)
@@ -85,7 +85,7 @@ class _Dequantised(Rule):
             return Finite(repeat_factor(copies, norm), method="added bias")
         if i != 0:
             return Unknown("moving weights or scales have no rule")
-        slope = dense_norm(np.ascontiguousarray(found.weight.T), norm).upper * found.factor
+        slope = dense_norm(found.weight.T, norm).upper * found.factor
         offset = self.offset(site, norm, xs, slope)
         if offset == INFINITE:
             return Unbounded("the rounding step is (max x - min x)/255 and grows with the input: give the input a box")
@@ -102,7 +102,8 @@ class DynamicQuantizeMatMul(_Dequantised):
         weight, scales = shifted(site, (), 1, 3, True), site.constant(2)
         if not isinstance(weight, np.ndarray) or scales is None or weight.ndim != 2:
             return weight if isinstance(weight, Unknown) else Unknown("DynamicQuantizeMatMul needs a stored matrix and scale")
-        return _Matrix(weight * scales.float64().reshape(-1 if scales.size > 1 else ()))
+        weight *= scales.float64().reshape(-1 if scales.size > 1 else ())  # an array of its own
+        return _Matrix(weight)
 
     def offset(self, site: Site, norm: Norm, xs: Sequence[Range | None], slope: Upper) -> Upper:
         """``||W||`` times one step per element of A, the step that of the largest spread."""
@@ -130,19 +131,29 @@ class MatMulNBits(_Dequantised):
         if bits not in (4, 8) or block <= 0 or packed is None or scales is None or (site.has(3) and site.constant(3) is None):
             return Unknown("MatMulNBits has a rule for stored weights of 4 or 8 bits")
         blocks = -(-k // block)
-        values = _unpacked(np.asarray(packed.array()), bits).reshape(n, blocks, -1)[:, :, :block]
-        steps = scales.float64().reshape(n, blocks, 1)
-        zeros = site.constant(3)
+        zeros, steps = site.constant(3), scales.float64().reshape(n, blocks, 1)
         factor = ONE
         if zeros is None:
-            z: Floats = np.full((n, blocks, 1), float(2 ** (bits - 1)))
+            z: Floats = np.broadcast_to(float(2 ** (bits - 1)), (n, blocks, 1))
         elif zeros.dtype == "uint8":
             z = _unpacked(np.asarray(zeros.array()).reshape(n, -1), bits)[:, :blocks].reshape(n, blocks, 1)
         else:
             z = zeros.float64().reshape(n, blocks, 1)
             factor = Upper(1 + 2.0**-40)  # a product of two 24-bit numbers and a difference, rounded in float64
-        weight = ((values - z) * steps).reshape(n, blocks * block)[:, :k]
-        return _Matrix(np.ascontiguousarray(weight.T), factor)
+        stored = np.asarray(packed.array()).reshape(n, -1)
+        weight = np.empty((n, k))
+        for rows in _in_blocks(n, blocks * block):
+            values = _unpacked(stored[rows], bits).reshape(-1, blocks, stored.shape[1] * 8 // bits // blocks)[:, :, :block]
+            values -= z[rows]
+            values *= steps[rows]
+            weight[rows] = values.reshape(len(values), -1)[:, :k]
+        return _Matrix(weight.T, factor)
+
+
+def _in_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of so many rows that a block of them is decoded in a few times 8 MB."""
+    step = max(1, (1 << 20) // max(1, width))
+    yield from (slice(at, min(at + step, rows)) for at in range(0, rows, step))
 
 
 def _unpacked(array: NDArray[np.generic], bits: int) -> Floats:

@@ -248,11 +248,16 @@ class FusedMatMul(_Fused):
             return found
         exact = abs(math.frexp(alpha)[0]) == 0.5
         return tuple(
-            Part(each.weight, each.kind, each.shape, Dense(each.operator.weight * alpha, each.operator.in_shape, each.operator.side))
+            Part(each.weight, each.kind, each.shape, _scaled(each.operator, alpha))
             if exact and isinstance(each.operator, Dense)
             else Part(each.weight, each.kind, each.shape, "alpha times the weight is not exact")
             for each in found
         )
+
+
+def _scaled(operator: Dense, alpha: float) -> Dense:
+    """Times a power of two, in float64: narrower types would underflow."""
+    return Dense(np.asarray(operator.weight, dtype=np.float64) * alpha, operator.in_shape, operator.side)
 
 
 class _ChannelsLast(_Fused):

@@ -57,11 +57,11 @@ def scale_ends(site: Site, i: int) -> tuple[Lower, Upper] | Unknown:
 
 
 def shifted(site: Site, xs: Sequence[Range | None], i: int, zero: int, axis_last: bool) -> Floats | Unknown | None:
-    """Stored operand ``i`` minus its stored zero point, exact in float64; None if the operand is not stored."""
+    """Stored operand ``i`` minus its stored zero point, exact in float64, a fresh array; None if the operand is not stored."""
     constant = site.constant(i)
     if constant is None:
         return None
-    values = constant.float64()
+    values = constant.array().astype(np.float64)
     if not site.has(zero):
         return values
     stored = site.constant(zero)
@@ -69,11 +69,13 @@ def shifted(site: Site, xs: Sequence[Range | None], i: int, zero: int, axis_last
         return Unknown("a zero point that is not a stored constant has no rule here")
     z = stored.float64()
     if z.size == 1:
-        return values - z.reshape(())
+        values -= z.reshape(())
+        return values
     if z.ndim == 1:
         z = z if axis_last else z.reshape(-1, *((1,) * (values.ndim - 1)))
     try:
-        return values - np.broadcast_to(z, values.shape)
+        values -= np.broadcast_to(z, values.shape)
+        return values
     except ValueError:
         return Unknown(f"a zero point of shape {stored.shape} does not fit a weight of shape {constant.shape}")
 
@@ -105,7 +107,7 @@ def _product_norm(left: bool, other: Floats | float, shapes: tuple[tuple[int, ..
         size = Upper(rows) if norm == "l1" else Upper(columns) if norm == "linf" else Upper(rows * columns).sqrt()
         return copies * size * Upper(other)
     matrices = other.reshape(-1, *(b[-2:] if left else a[-2:]))
-    found = [dense_norm(np.ascontiguousarray(matrix.T) if left else matrix, norm).upper for matrix in matrices]
+    found = [dense_norm(matrix.T if left else matrix, norm).upper for matrix in matrices]
     return copies * max(found, default=ZERO)
 
 

@@ -25,7 +25,7 @@ from lipaudit.operators.base import Finite, Gain, Rule, Site, Unknown
 from lipaudit.operators.interval import Interval
 from lipaudit.operators.range import Range, reals
 
-__all__ = ["LinearRule", "constant_norm", "matrix_norm", "norm_gain", "weight_array"]
+__all__ = ["LinearRule", "constant_norm", "matrix_norm", "norm_gain", "stored_values", "weight_array"]
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +37,11 @@ def weight_array(constant: Constant) -> NDArray[np.float64]:
     array = constant.array()
     # ml_dtypes' narrow floats know few numpy functions; float64 holds all of them exactly.
     return array if str(array.dtype) in ("float32", "float64") else np.asarray(array, dtype=np.float64)
+
+
+def stored_values(constant: Constant) -> NDArray[np.generic]:
+    """The elements as they are stored, for operators and norms that widen them block by block; uniform ones as above."""
+    return weight_array(constant) if constant.fill is not None or "float" not in constant.dtype else constant.array()
 
 
 # Norms of matrices that ranges and gains both ask for, as long as the weight lives; the answer is the same whoever asks first.
@@ -57,7 +62,7 @@ def _once(constant: Constant, key: Hashable, make: Callable[[], VerifiedNorm]) -
 def matrix_norm(constant: Constant, norm: Norm, *, transposed: bool = False) -> VerifiedNorm:
     """Verified norm of a stored matrix (or its transpose) as a map ``v -> W v``."""
     own: Norm = dual(norm) if transposed else norm
-    return _once(constant, ("matrix", own), lambda: dense_norm(weight_array(constant), own))
+    return _once(constant, ("matrix", own), lambda: dense_norm(stored_values(constant), own))
 
 
 def constant_norm(constant: Constant, operator: LinearOperator, norm: Norm) -> VerifiedNorm:

@@ -18,7 +18,7 @@ from lipaudit.graph.ir import Constant
 from lipaudit.operators import interval
 from lipaudit.operators.base import Finite, Gain, Site, Unbounded, Unknown
 from lipaudit.operators.interval import Interval
-from lipaudit.operators.linear import LinearRule, constant_norm, matrix_norm, norm_gain, weight_array
+from lipaudit.operators.linear import LinearRule, constant_norm, matrix_norm, norm_gain, stored_values, weight_array
 from lipaudit.operators.parts import Part, product
 from lipaudit.operators.range import Range, reals, widen
 
@@ -187,7 +187,7 @@ class MatMul(_Product):
         if isinstance(operator, str):
             return reals(site.out_shape())
         found = self.image(site, operator, x)
-        return by_rows(found, x, constant, weight_array(constant)) if i == 0 and len(constant.shape) == 2 else found
+        return by_rows(found, x, constant, stored_values(constant)) if i == 0 and len(constant.shape) == 2 else found
 
     def gain(self, site: Site, i: int, norm: Norm, xs: Sequence[Range | None]) -> Gain:
         """The constant of the class."""
@@ -219,7 +219,7 @@ class MatMul(_Product):
 def dense(constant: Constant, shape: tuple[int, ...], out: tuple[int, ...], side: str) -> LinearOperator | str:
     """``x @ W`` or ``W @ x`` as an operator; a sentence if the shapes do not fit."""
     try:
-        operator = Dense(weight_array(constant), shape, side="right" if side == "right" else "left")
+        operator = Dense(stored_values(constant), shape, side="right" if side == "right" else "left")
     except ValueError as error:
         return str(error)
     return operator if operator.out_shape == out else "the output shape does not follow from the operands"

@@ -14,7 +14,7 @@ from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
 from lipaudit.bounds.scalar import Norm
 from lipaudit.graph.ir import Constant
 from lipaudit.operators.base import Site
-from lipaudit.operators.linear import constant_norm, matrix_norm, weight_array
+from lipaudit.operators.linear import constant_norm, matrix_norm, stored_values, weight_array
 
 __all__ = ["Part", "directions", "factors", "matrix", "product", "stored", "table"]
 
@@ -85,7 +85,7 @@ def table(site: Site, i: int) -> tuple[Part, ...]:
     constant = site.constant(i)
     if constant is None or len(constant.shape) != 2 or "float" not in constant.dtype:
         return ()
-    operator = Dense(weight_array(constant), (1, constant.shape[0]))
+    operator = Dense(stored_values(constant), (1, constant.shape[0]))
     return (Part(constant.name, "embedding", constant.shape, operator, lambda norm: matrix_norm(constant, norm, transposed=True)),)
 
 

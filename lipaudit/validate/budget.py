@@ -8,7 +8,10 @@ from math import prod
 
 from lipaudit.graph.ir import Graph, Node
 
-__all__ = ["BUDGETS", "NORMAL", "QUICK", "THOROUGH", "Budget", "flops"]
+__all__ = ["BUDGETS", "NORMAL", "OVERHEAD", "QUICK", "THOROUGH", "Budget", "flops"]
+
+# What a node costs whatever its size, in floating-point operations.
+OVERHEAD = 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Budget:
         Evaluations that even the largest graph gets.
     seconds
         Safety net: the search stops there and says so. It is chosen far above what ``work`` takes.
+    stages
+        How many searches one after another, each longer than the one before: a short time limit meets one that has come to its end.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Budget:
     work: float
     least: int
     seconds: float
+    stages: int = 1
 
     def for_graph(self, graph: Graph) -> int:
         """Evaluations for ``graph``: the same number on every machine."""
@@ -41,18 +47,17 @@ class Budget:
 
 
 QUICK = Budget("quick", 10_000, 2e10, 10, 60.0)
-NORMAL = Budget("normal", 130_000, 4e11, 60, 300.0)
-THOROUGH = Budget("thorough", 2_000_000, 1e13, 400, 3600.0)
+NORMAL = Budget("normal", 130_000, 4e11, 60, 300.0, stages=3)
+THOROUGH = Budget("thorough", 2_000_000, 1e13, 400, 3600.0, stages=5)
 BUDGETS: Mapping[str, Budget] = {budget.name: budget for budget in (QUICK, NORMAL, THOROUGH)}
 
 
 def flops(graph: Graph) -> float:
-    """Estimate of the floating-point operations of one forward run (an overhead of 10^4 a node included)."""
+    """Estimate of the floating-point operations of one forward run (an overhead a node included)."""
     return sum(_node_flops(graph, node) for node in graph.nodes)
 
 
 def _node_flops(graph: Graph, node: Node) -> float:
-    overhead = 1e4
     sizes = [_size(graph, name) for name in node.outputs if name]
     out = max(sizes, default=1)
     shapes = [graph.value(name).shape or () for name in node.inputs if name]
@@ -60,15 +65,15 @@ def _node_flops(graph: Graph, node: Node) -> float:
         weight = next((s for s in shapes[1:] if len(s) > 2), shapes[1])
         per_output = 2 * prod(weight[1:])
         base = prod(shapes[0]) if node.op == "ConvTranspose" else out
-        return overhead + float(base) * per_output
+        return OVERHEAD + float(base) * per_output
     if node.op in {"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "MatMulNBits"} and shapes and shapes[0]:
         inner = shapes[0][0] if node.attrs.get("transA", 0) else shapes[0][-1]
-        return overhead + 2.0 * out * inner
+        return OVERHEAD + 2.0 * out * inner
     if node.op in {"Attention", "LSTM", "GRU", "RNN", "Einsum"}:
-        return overhead + 2.0 * out * max((s[-1] for s in shapes if s), default=1) * 8
+        return OVERHEAD + 2.0 * out * max((s[-1] for s in shapes if s), default=1) * 8
     if any(isinstance(attr, Graph) for attr in node.attrs.values()):
-        return overhead + sum(flops(attr) for attr in node.attrs.values() if isinstance(attr, Graph))
-    return overhead + 4.0 * out
+        return OVERHEAD + sum(flops(attr) for attr in node.attrs.values() if isinstance(attr, Graph))
+    return OVERHEAD + 4.0 * out
 
 
 def _size(graph: Graph, name: str) -> int:

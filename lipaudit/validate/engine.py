@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lipaudit.graph.export import to_model
 from lipaudit.graph.ir import Graph
 from lipaudit.validate.adjoints import Derivative, NoDerivative, jvp, spelled, vjp
+from lipaudit.validate.budget import OVERHEAD, flops
 from lipaudit.validate.problem import Problem
 from lipaudit.validate.session import Deadline, Session
 
@@ -84,6 +85,8 @@ class Engine:
             self.why_no_derivative = f"onnxruntime refuses the derivative: {error}"
             self._vjp = self._jvp = self._vjp_session = self._jvp_session = None
         self.device = self._session.device
+        # Probes share a run: each further one costs its arithmetic, not the calls.
+        self._probe = 1.0 - min(0.9, OVERHEAD * len(self._graph.nodes) / max(flops(self._graph), 1.0))
 
     @staticmethod
     def _reason(complaint: str, reasons: Mapping[str, str]) -> str:
@@ -124,7 +127,7 @@ class Engine:
     def pull(self, state: State, cotangents: Floats) -> Floats:
         """J' c for each row c of ``[K, outputs]``; shape ``[K, size]``."""
         assert self._vjp is not None
-        self.spent += 1.0 + len(cotangents)
+        self.spent += 2.0 + self._probe * (len(cotangents) - 1)
         parts = [(self.places[name], self._out_shapes[name]) for name in self.problem.outputs]
         targets = [(part.place, part.shape) for part in self.problem.parts]
         return self._derive(self._vjp, self._vjp_session, state, cotangents, parts, targets, self.problem.size)
@@ -132,7 +135,7 @@ class Engine:
     def push(self, state: State, tangents: Floats) -> Floats:
         """J t for each row t of ``[K, size]``; shape ``[K, outputs]``."""
         assert self._jvp is not None
-        self.spent += 0.5 + len(tangents)
+        self.spent += 1.5 + self._probe * (len(tangents) - 1)
         parts = [(part.place, part.shape) for part in self.problem.parts]
         targets = [(self.places[name], self._out_shapes[name]) for name in self.problem.outputs]
         return self._derive(self._jvp, self._jvp_session, state, tangents, parts, targets, self.outputs)

@@ -217,7 +217,10 @@ class _Validation:
         return "time limit" if self.cut_short else ""
 
     def _search(self, view: View, seed: tuple[int, ...], evaluations: float, begin: float, end: float) -> Search:
-        search = Search(view, self.norm, seed, evaluations, lambda fraction: self._tell(begin + (end - begin) * fraction))
+        def tell(fraction: float) -> None:
+            self._tell(begin + (end - begin) * fraction)
+
+        search = Search(view, self.norm, seed, evaluations, self.budget.stages, tell)
         self._guarded(search.run)
         return search
 

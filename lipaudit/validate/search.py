@@ -1,4 +1,8 @@
-"""Search for a pair of inputs with a large gain: scouts at diverse points, pair ascent from the best, local moves, polish."""
+"""Search for a pair of inputs with a large gain: scouts at diverse points, pair ascent from the best, local moves, polish.
+
+A long search runs in stages. Each is a whole search, five times as long as the one before, and goes on with its scouts and finds: what a
+time limit cuts short has then worked on its best points already. Stages are counted in evaluations, so that the clock decides nothing else.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,27 @@ from lipaudit.validate.engine import SMALL, State
 from lipaudit.validate.starts import Start, starts, width
 from lipaudit.validate.vectors import norm_of, unit
 
-__all__ = ["Candidate", "Search"]
+__all__ = ["Candidate", "Search", "shares"]
 
 Floats = NDArray[np.float64]
 
 # First distance (2 % of the diameter) and first step (5 %) of the ascents in turn, in multiples: convolutional networks want both large,
 # dense ones a close pair. With one of the two alone the gains found on real networks were lower by a fifth to a half.
 _FIRST = ((10.0, 10.0), (0.03, 0.03), (1.0, 10.0), (3.0, 10.0))
+
+# Length of a stage in lengths of the one before, and the fewest evaluations that are worth a stage.
+_GROWTH = 5.0
+_LEAST_STAGE = 200.0
+
+
+def shares(budget: float, stages: int) -> list[float]:
+    """Parts of the budget that the stages get, first to last; fewer stages where the first would be too short to find anything."""
+    while stages > 1:
+        sizes = [_GROWTH**i for i in range(stages)]
+        if budget * sizes[0] / sum(sizes) >= _LEAST_STAGE:
+            return [size / sum(sizes) for size in sizes]
+        stages -= 1
+    return [1.0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +71,42 @@ class Search:
         Everything random comes from it.
     budget
         Evaluations to spend.
+    stages
+        At most so many searches, each on the finds of the one before.
     """
 
     view: View
     norm: Norm
     seed: tuple[int, ...]
     budget: float
+    stages: int = 1
     progress: Callable[[float], None] = lambda fraction: None
     found: list[Candidate] = field(default_factory=list)
     scouts: list[tuple[Candidate, State]] = field(default_factory=list)
-    _fresh: Iterator[Start] | None = None
+    _fresh: Iterator[Start] = field(init=False)
     _ascents: int = 0
+    # Where the present stage began, and its length.
+    _begin: float = 0.0
+    _length: float = 0.0
 
     def run(self) -> None:
         """Spend the budget. Raises OutOfTime at the time limit; ``found`` is valid then as well."""
         rng = np.random.default_rng([*self.seed])
-        self._begin = self.view.engine.spent
-        if self.view.engine.differentiable:
-            self._scout(rng, 0.2)
-            self._climb(rng)
-            self._polish(rng)
-        else:
-            self._evolve(rng)
+        engine = self.view.engine
+        self._fresh = starts(engine.problem, rng)
+        self._first = end = engine.spent
+        # Evolution has no phases that a cut could miss.
+        for share in shares(self.budget, self.stages if engine.differentiable else 1):
+            # What a stage left over is the next one's, what it overdrew is taken from there.
+            end += share * self.budget
+            self._begin, self._length = engine.spent, max(end - engine.spent, 1.0)
+            if engine.differentiable:
+                self._scout(rng, 0.2)
+                self._climb(rng)
+                self._polish(rng)
+            else:
+                self._evolve(rng)
+        self.progress(1.0)
 
     def best(self) -> list[Candidate]:
         """Candidates, the largest believed gain first."""
@@ -82,22 +114,21 @@ class Search:
 
     @property
     def _used(self) -> float:
-        return (self.view.engine.spent - self._begin) / self.budget
+        """Spent part of the present stage."""
+        return (self.view.engine.spent - self._begin) / self._length
 
     def _tell(self) -> None:
-        self.progress(min(1.0, self._used))
+        self.progress(min(1.0, (self.view.engine.spent - self._first) / self.budget))
 
     def _probes(self) -> tuple[int, int]:
         """Probes and rounds of one local search, by what the budget allows."""
-        if self.budget < 40:
+        if self._length < 40:
             return 1, 1
-        return (2, 2) if self.budget < 400 else (4, 3)
+        return (2, 2) if self._length < 400 else (4, 3)
 
     def _scout(self, rng: np.random.Generator, share: float) -> None:
         probes, rounds = self._probes()
-        for i, start in enumerate(starts(self.view.engine.problem, rng)):
-            if self._used >= share and i > 0:
-                break
+        for start in self._fresh:
             state = self.view.engine.state(start.point)
             if np.isfinite(self.view.value(state)).all():
                 direction = worst_direction(self.view, state, self.norm, rng, rounds=rounds, probes=probes)
@@ -108,6 +139,8 @@ class Search:
             if len(self.scouts) > 24:
                 self._thin()
             self._tell()
+            if self._used >= share:
+                break
         self._thin()
 
     def _thin(self) -> None:
@@ -173,8 +206,6 @@ class Search:
     def _climb_hills(self, rng: np.random.Generator, limit: float) -> None:
         """Random hill climbing on the local gain from the scouts, then from the best of some fresh points each time."""
         tops = [candidate for candidate, _ in self.scouts]
-        if self._fresh is None:
-            self._fresh = starts(self.view.engine.problem, rng)
         while self._used < limit:
             if not tops:
                 drawn = [self._gain_at(start.point, rng, start.family) for start in islice(self._fresh, 24)]
@@ -213,7 +244,7 @@ class Search:
     def _hop(self, rng: np.random.Generator, limit: float) -> None:
         """Basin hopping: one of the best pairs, shifted at random as a whole, climbs again."""
         pairs = [candidate for candidate in self.best() if not candidate.local][:4]
-        left = (limit - self._used) * self.budget
+        left = (limit - self._used) * self._length
         if not pairs or left < 40:
             return
         view, engine = self.view, self.view.engine
@@ -224,7 +255,7 @@ class Search:
         z = view.move(x, start.step)
         if norm_of((z - x)[view.inputs], "l2") < spread(view, x, 1e-6 * self._diameter(x)):
             return
-        pair = ascend(view, engine.state(x), engine.state(z), self.norm, self._diameter(x), min(left, max(0.02 * self.budget, 300.0)))
+        pair = ascend(view, engine.state(x), engine.state(z), self.norm, self._diameter(x), min(left, max(0.02 * self._length, 300.0)))
         self._keep_pair(pair, start.family.split(",")[0] + ", basin hopping")
 
     def _ascend_from(
@@ -232,7 +263,7 @@ class Search:
     ) -> None:
         """Pair ascent from distance and step of 2 % and 5 % of the diameter times ``first``, then the slopes along the final pair."""
         engine, view = self.view.engine, self.view
-        left = (limit - self._used) * self.budget
+        left = (limit - self._used) * self._length
         if left < 8:
             engine.spent += max(left, 0.0)
             return
@@ -245,7 +276,7 @@ class Search:
         z = max(ends, key=lambda end: pair_gain(view, state, end, self.norm))
         if norm_of((z.point - state.point)[view.inputs], "l2") < spread(view, state.point, 1e-6 * diameter):
             return
-        pair = ascend(view, state, z, self.norm, first[1] * diameter, min(left, max(0.06 * self.budget, 300.0)))
+        pair = ascend(view, state, z, self.norm, first[1] * diameter, min(left, max(0.06 * self._length, 300.0)))
         family = candidate.family.split(",")[0] + ", pair ascent"
         self._keep_pair(pair, family)
         probes, rounds = self._probes()
@@ -280,8 +311,6 @@ class Search:
 
     def _restart(self, rng: np.random.Generator, limit: float) -> None:
         """An ascent from the best of a few fresh scouts."""
-        if self._fresh is None:
-            self._fresh = starts(self.view.engine.problem, rng)
         probes, rounds = self._probes()
         best: tuple[Candidate, State] | None = None
         for start in islice(self._fresh, int(rng.choice([1, 4, 12]))):
@@ -301,20 +330,19 @@ class Search:
     def _polish(self, rng: np.random.Generator) -> None:
         """More rounds at the two best points: matters where the Jacobian is large."""
         probes, _ = self._probes()
-        rounds = max(1, int(0.1 * self.budget / (4 * (2.5 + 2 * probes))))
+        rounds = max(1, int(0.1 * self._length / (4 * (2.5 + 2 * probes))))
         for candidate in [c for c in self.best() if c.local][:2]:
             state = self.view.engine.state(candidate.point)
             start = unit(candidate.step, self.norm)
             found = worst_direction(self.view, state, self.norm, rng, rounds=min(rounds, 60), probes=probes, start=start)
             self._keep_local(state, found, candidate.family)
-        self.progress(1.0)
 
     def _evolve(self, rng: np.random.Generator) -> None:
         """Without derivatives: random pairs, then mutations of the best pair's point and direction."""
         view, engine = self.view, self.view.engine
         best: Pair | None = None
         family = ""
-        draws = starts(engine.problem, rng)
+        draws = self._fresh
         while self._used < 0.4:
             start = next(draws)
             x = engine.state(start.point)

@@ -7,7 +7,7 @@ import ctypes
 import io
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -87,14 +87,13 @@ class Deadline:
         if self.passed:
             raise OutOfTime
 
-    @contextlib.contextmanager
-    def guard(self, options: Any) -> Generator[None]:
-        """Terminate the run that uses ``options`` when the limit strikes."""
+    def guard(self, options: Any, run: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+        """``run``, terminated through its ``options`` when the limit strikes."""
         self._running.append(options)
         try:
             # After the append: either this check or the timer sees a limit that strikes right now.
             self.check()
-            yield
+            return run()
         finally:
             self._running.remove(options)
 
@@ -252,14 +251,13 @@ class Session:
         RuntimeError
             If onnxruntime failed, with its first line.
         """
-        wanted = list(self.outputs if names is None else dict.fromkeys(names))
+        wanted = self.outputs if names is None else list(dict.fromkeys(names))
         options = ort.RunOptions()
         try:
             if deadline is None:
-                results = self._session.run(wanted, dict(feeds), options)
+                results = self._session.run(wanted, feeds, options)
             else:
-                with deadline.guard(options):
-                    results = self._session.run(wanted, dict(feeds), options)
+                results = deadline.guard(options, lambda: self._session.run(wanted, feeds, options))
         except OutOfTime:
             raise
         except Exception as error:  # as above

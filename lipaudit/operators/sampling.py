@@ -94,6 +94,8 @@ def _reflected(x: Floats, low: float, high: float) -> Floats:
 def taps(x: Floats, n: int, mode: str, padding: str, align: bool) -> list[tuple[Indices, Floats]]:
     """Pixels of one axis that a sample at pixel coordinate ``x`` reads, with weights; index -1 is the zero outside.
 
+    ``padding`` "taps" is the border of a runtime that clips each pixel of a sample, not the sample.
+
     Nearest near a tie lists both neighbours with weight 1.
     """
     low, high = (0.0, n - 1.0) if align else (-0.5, n - 0.5)
@@ -101,7 +103,7 @@ def taps(x: Floats, n: int, mode: str, padding: str, align: bool) -> list[tuple[
     def place(index: Floats) -> Indices:
         if padding == "zeros":
             return np.where((index >= 0) & (index < n), index, -1).astype(np.int64)
-        if padding == "border":
+        if padding in ("border", "taps"):
             return np.clip(index, 0, n - 1).astype(np.int64)
         return np.clip(np.trunc(_reflected(index, low, high)), 0, n - 1).astype(np.int64)
 
@@ -172,7 +174,9 @@ class GridSample(Rule):
             # A selection; near a tie both neighbours are counted, so only the column sums mean something.
             copies = max(self._matrix(site, points, mode, padding).norm("l1").upper for points in grid.float64())
             return Finite({"l1": copies, "l2": copies.sqrt(), "linf": min(copies, ONE)}[norm], method="selection")
-        best = max(self._matrix(site, points, mode, padding).norm(norm).upper for points in grid.float64())
+        # The standard's reference clips a cubic sample at the border, runtimes clip its pixels: the larger of both.
+        readings = ("border", "taps") if (mode, padding) == ("cubic", "border") else (padding,)
+        best = max(self._matrix(site, points, mode, reading).norm(norm).upper for points in grid.float64() for reading in readings)
         return Finite(best, method="matrix of the samples")
 
     def _matrix(self, site: Site, points: Floats, mode: str, padding: str) -> Sparse:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from lipaudit.bounds.scalar import Norm
 from lipaudit.operators.base import Finite, Unbounded, Unknown
@@ -184,3 +187,36 @@ def test_what_cannot_be_said() -> None:
     assert isinstance(probit.gain(0), Unknown)
     assert isinstance(One("Einsum", [x(2, 2), np.full((2, 2), np.inf)], {"equation": "ij,jk->ik"}).gain(0), Unknown)
     assert isinstance(One("Einsum", [x(2, 2), x(2, 2)], {"equation": "ij,jk->ik"}).gain(0), Unbounded)
+
+
+def test_cubic_samples_behind_the_border_are_bounded_as_runtimes_read_them() -> None:
+    """The reference clips the sample, onnxruntime the pixels that it reads: the bound holds for both."""
+    grid = np.stack([np.linspace(-1.5, 1.5, 8), np.full(8, 0.1)], axis=-1)[None, None].astype(np.float32)
+    attrs = {"mode": "cubic", "padding_mode": "border", "align_corners": 1}
+    node = helper.make_node("GridSample", ["x", "g"], ["y"], **attrs)
+    infos = [helper.make_tensor_value_info("x", 1, [20, 1, 4, 5]), helper.make_tensor_value_info("g", 1, [20, 1, 8, 2])]
+    graph = helper.make_graph([node], "one", infos, [helper.make_tensor_value_info("y", 1, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    feeds = {"x": np.eye(20, dtype=np.float32).reshape(20, 1, 4, 5), "g": np.repeat(grid, 20, axis=0)}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    read = session.run(None, feeds)[0].reshape(20, 8)
+    clipped = ReferenceEvaluator(model).run(None, feeds)[0].reshape(20, 8)
+    assert np.abs(read - clipped).max() > 0.05
+    matrix = np.einsum("pi,pj->pij", *(_keys(grid[0, 0, :, axis].astype(np.float64), n) for axis, n in ((1, 4), (0, 5)))).reshape(8, 20)
+    np.testing.assert_allclose(matrix, read.T, atol=1e-5)
+    one = OneNode("GridSample", [box((1, 1, 4, 5)), grid.astype(np.float64)], [(1, 1, 1, 8)], attrs, version=20)
+    for norm, order in (("l1", 1), ("l2", 2), ("linf", np.inf)):
+        assert one.slope(0, norm) >= np.linalg.norm(matrix, order)
+
+
+def _keys(g: np.ndarray, n: int) -> np.ndarray:
+    """Weights of every pixel of one axis at aligned coordinates g, each of the four pixels clipped: [samples, n]."""
+    x = (g + 1) / 2 * (n - 1)
+    weights = np.zeros((g.size, n))
+    for k in range(-1, 3):
+        pixel = np.floor(x) + k
+        s = np.abs(x - pixel)
+        near = (1.25 * s - 2.25) * s * s + 1
+        far = -0.75 * (((s - 5) * s + 8) * s - 4)
+        np.add.at(weights, (np.arange(g.size), np.clip(pixel, 0, n - 1).astype(int)), np.where(s <= 1, near, far))
+    return weights

@@ -29,7 +29,7 @@ def _both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SMALL", -1)
 
 
-def _errors(problem: Problem, point: np.ndarray, probes: int = 3) -> tuple[float, float] | str:
+def errors(problem: Problem, point: np.ndarray, probes: int = 3) -> tuple[float, float] | str:
     """Relative disagreement of J't with J'c, and of J t with central differences; or why there is no derivative."""
     made = Engine(problem, "cpu", Deadline(None))
     if not made.differentiable:
@@ -68,11 +68,13 @@ def _problem(case: Case, moving: Sequence[str]) -> tuple[Problem, np.ndarray] | 
     point = np.concatenate([case.feeds[name].reshape(-1).astype(np.float64) for name in moving])
     # Off ties and kinks, where no derivative is right.
     point = point + 0.01 * np.random.default_rng(2).standard_normal(point.size)
+    # Inside of where the operator is defined, not on its edge.
+    point = np.maximum(point, 1.1) if case.op == "Acosh" else point
     return Problem(graph, tuple(parts), tuple(outputs), np.full(start, -np.inf), np.full(start, np.inf), {}), point
 
 
 # onnxruntime has no kernel for these types, or not at this version.
-NO_KERNEL = "NOT_IMPLEMENTED", "INVALID_GRAPH", "not implemented", "Could not find"
+NO_KERNEL = "NOT_IMPLEMENTED", "INVALID_GRAPH", "not implemented", "Could not find", "mod_internal"
 
 
 def test_onnx_operator_suite() -> None:
@@ -81,7 +83,7 @@ def test_onnx_operator_suite() -> None:
     tried: Counter[str] = Counter()
     for case in cases():
         floats = [name for name, array in case.feeds.items() if array.dtype in (np.float32, np.float64) and array.size]
-        if case.op not in RULES or not floats or tried[case.op] >= 4 or "fullymasked" in case.name or "robustness" in case.name:
+        if not floats or tried[case.op] >= 4 or "fullymasked" in case.name or "robustness" in case.name:
             continue
         for moving in {tuple(floats[:1]), tuple(floats)}:
             made = _problem(case, moving)
@@ -89,7 +91,7 @@ def test_onnx_operator_suite() -> None:
                 continue
             tried[case.op] += 1
             try:
-                found = _errors(*made)
+                found = errors(*made)
             except RuntimeError as error:
                 if not any(text in str(error) for text in NO_KERNEL):
                     wrong.append(f"{case.name}: {error}")
@@ -102,20 +104,11 @@ def test_onnx_operator_suite() -> None:
             if found[0] > 1e-5 or not found[1] < 2e-3:
                 wrong.append(f"{case.name} {moving}: dot {found[0]:.1e}, differences {found[1]:.1e}")
     assert wrong == []
-    # These have no case with static float data; tests below have them.
+    # These have no case with static float data; the tests below and those of test_every_derivative have them.
     elsewhere = {
-        "Cast",
-        "CumSum",
-        "DequantizeLinear",
-        "Dropout",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "Pad",
-        "QuantizeLinear",
-        "Resize",
-        "Trilu",
-        "Upsample",
-    }
+        "Affine", "Cast", "ConvInteger", "CumSum", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "GlobalLpPool", "MatMulInteger",
+        "Pad", "ParametricSoftplus", "QuantizeLinear", "Resize", "ScaledTanh", "Trilu", "Upsample",
+    }  # fmt: skip
     assert sorted(set(RULES) - set(checked) - elsewhere) == []
 
 
@@ -188,7 +181,7 @@ def test_own_cases(op: str) -> None:
     graph = _own(op)
     problem = prepare(graph, [_source(graph, "x")], {}, None, 0, None)
     assert isinstance(problem, Problem)
-    found = _errors(problem, np.random.default_rng(3).standard_normal(problem.size))
+    found = errors(problem, np.random.default_rng(3).standard_normal(problem.size))
     assert not isinstance(found, str), found
     assert found[0] < 1e-5
     assert found[1] < 1e-3
@@ -214,7 +207,7 @@ def test_real_models(models: Path, name: str, most: float) -> None:
     graph = real_graph(models / f"{name}.onnx")
     problem = prepare(graph, find_sources(graph), {}, None, 0, None)
     assert isinstance(problem, Problem)
-    found = _errors(problem, problem.clip(np.random.default_rng(0).standard_normal(problem.size)), 1)
+    found = errors(problem, problem.clip(np.random.default_rng(0).standard_normal(problem.size)), 1)
     assert not isinstance(found, str), found
     assert found[0] < 1e-5
     assert found[1] < most
@@ -242,6 +235,6 @@ def test_a_layer_quantised_on_the_fly_has_the_slope_of_the_real_layer() -> None:
 
 
 def test_a_missing_rule_is_named() -> None:
-    graph = graph_of([helper.make_node("Acos", ["x"], ["y"], name="arc")], {"x": [3]}, ["y"])
-    with pytest.raises(NoDerivative, match="Acos 'arc'"):
+    graph = graph_of([helper.make_node("Multinomial", ["x"], ["y"], name="die", dtype=6)], {"x": [1, 3]}, ["y"])
+    with pytest.raises(NoDerivative, match="Multinomial 'die'"):
         jvp(graph, ["x"], ["y"])

@@ -1,8 +1,9 @@
 """Shapes that follow from the specification and stored inputs where onnx's own inference leaves them open.
 
 Each case reads the text of the operator: Compress-11 (as many slices as the condition holds), OneHot-11 (depth as a new axis),
-MaxUnpool-11 (``output_shape``), MelWeightMatrix-17 (``dft_length // 2 + 1`` bins), MeanVarianceNormalization-13 (elementwise) and
-FlexAttention (rows of the queries, width of the values).
+MaxUnpool-11 (``output_shape``), MelWeightMatrix-17 (``dft_length // 2 + 1`` bins), MeanVarianceNormalization-13 (elementwise),
+FlexAttention (rows of the queries, width of the values), and in ai.onnx.ml Scaler, Imputer, Normalizer (elementwise), regressors (a column
+for each target) and FeatureVectorizer (inputs side by side).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def typed(node: Node, types: Mapping[str, TypeProto], constants: Mapping[str, Co
         return None
     if node.op == "MelWeightMatrix":
         return helper.make_tensor_type_proto(int(node.attrs.get("output_datatype", elem_type("float32"))), shape)
+    if node.domain == "ai.onnx.ml" and node.op != "Imputer":
+        return helper.make_tensor_type_proto(elem_type("float32"), shape)
     source = node.inputs[2 if node.op == "OneHot" else 0]
     return helper.make_tensor_type_proto(types[source].tensor_type.elem_type, shape) if source in types else None
 
@@ -108,7 +111,30 @@ def _flex_attention(node: Node, shapes: _Shapes, stored: _Stored) -> tuple[int, 
     return (*shapes[0][:-1], shapes[2][-1])
 
 
+def _targets(node: Node, shapes: _Shapes, stored: _Stored) -> tuple[int, ...] | None:
+    """Rows of features to one column for each target (LinearRegressor), or to one (SVMRegressor)."""
+    if not shapes.get(0):
+        return None
+    rows = shapes[0][0] if len(shapes[0]) > 1 else 1
+    return rows, int(node.attrs.get("targets", 1)) if node.op == "LinearRegressor" else 1
+
+
+def _side_by_side(node: Node, shapes: _Shapes, stored: _Stored) -> tuple[int, ...] | None:
+    """The stated widths, those of the inputs where they are not stated."""
+    if len(shapes) != len(node.inputs) or any(len(shape) not in (1, 2) for shape in shapes.values()):
+        return None
+    widths = list(node.attrs.get("inputdimensions", ())) or [shapes[i][-1] for i in range(len(node.inputs))]
+    rows = {shape[0] if len(shape) == 2 else 1 for shape in shapes.values()}
+    return (rows.pop(), sum(int(width) for width in widths)) if len(rows) == 1 else None
+
+
 _CASES: Mapping[str, Callable[[Node, _Shapes, _Stored], tuple[int, ...] | None]] = {
+    "ai.onnx.ml::FeatureVectorizer": _side_by_side,
+    "ai.onnx.ml::Imputer": _as_input,
+    "ai.onnx.ml::LinearRegressor": _targets,
+    "ai.onnx.ml::Normalizer": _as_input,
+    "ai.onnx.ml::SVMRegressor": _targets,
+    "ai.onnx.ml::Scaler": _as_input,
     "ai.onnx::Compress": _compress,
     "ai.onnx::OneHot": _one_hot,
     "ai.onnx::MaxUnpool": _max_unpool,

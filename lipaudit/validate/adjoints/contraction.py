@@ -12,7 +12,7 @@ from lipaudit.operators.base import Site
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
 from lipaudit.validate.exact.windows import Window, convolution_window, transposed_window
 
-__all__ = ["RULES", "depthwise", "depthwise_adjoint"]
+__all__ = ["RULES", "correlate", "correlate_adjoint", "depthwise", "depthwise_adjoint"]
 
 
 def _swapped(array: NDArray[Any]) -> NDArray[Any]:
@@ -189,13 +189,13 @@ def _attributes(window: Window, group: int, after: tuple[int, ...] | None = None
     }  # fmt: skip
 
 
-def _forward(b: Builder, t: str, weight: str, window: Window, group: int, source: tuple[int, ...], channels: int) -> str:
+def correlate(b: Builder, t: str, weight: str, window: Window, group: int, source: tuple[int, ...], channels: int) -> str:
     """Convolution of ``[K, N, C, *window.size]`` by ``weight``."""
     folded = b.fold(t, source)
     return b.reshape(b.node("Conv", folded, weight, **_attributes(window, group)), (source[0], channels, *window.out))
 
 
-def _backward(b: Builder, c: str, weight: str, window: Window, group: int, source: tuple[int, ...], channels: int) -> str:
+def correlate_adjoint(b: Builder, c: str, weight: str, window: Window, group: int, source: tuple[int, ...], channels: int) -> str:
     """Its transpose: ``[K, N, O, *window.out]`` to ``[K, N, channels, *window.size]``."""
     rest = [
         n + p + q - ((o - 1) * s + (k - 1) * d + 1)
@@ -213,14 +213,14 @@ def _backward(b: Builder, c: str, weight: str, window: Window, group: int, sourc
 def depthwise(b: Builder, t: str, kernel: NDArray[Any], window: Window, shape: tuple[int, ...]) -> str:
     """Correlate every channel of ``[K, *shape]`` with ``kernel``."""
     one = (shape[0] * shape[1], 1, *shape[2:])
-    y = _forward(b, t, b.constant(kernel[None, None]), window, 1, one, 1)
+    y = correlate(b, t, b.constant(kernel[None, None]), window, 1, one, 1)
     return b.reshape(y, (*shape[:2], *window.out))
 
 
 def depthwise_adjoint(b: Builder, c: str, kernel: NDArray[Any], window: Window, shape: tuple[int, ...]) -> str:
     """The transpose of :func:`depthwise`."""
     one = (shape[0] * shape[1], 1, *window.out)
-    y = _backward(b, c, b.constant(kernel[None, None]), window, 1, one, 1)
+    y = correlate_adjoint(b, c, b.constant(kernel[None, None]), window, 1, one, 1)
     return b.reshape(y, shape)
 
 
@@ -256,7 +256,7 @@ def _conv(b: Builder, site: Site) -> Local:
         if kernel is not None:
             summed = depthwise(b, _channel_sum(b, ts[0], shape, group), kernel, window, (shape[0], group, *shape[2:]))
             return [_channel_copy(b, summed, out, group, out[1])]
-        return [_forward(b, ts[0], b.primal(name), window, group, shape, out[1])]
+        return [correlate(b, ts[0], b.primal(name), window, group, shape, out[1])]
 
     def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
         results: list[Maybe] = [None] * len(site.inputs)
@@ -266,7 +266,7 @@ def _conv(b: Builder, site: Site) -> Local:
             back = depthwise_adjoint(b, _channel_sum(b, cs[0], out, group), kernel, window, (shape[0], group, *shape[2:]))
             results[0] = _channel_copy(b, back, shape, group, shape[1])
         else:
-            results[0] = _backward(b, cs[0], b.primal(name), window, group, out, shape[1])
+            results[0] = correlate_adjoint(b, cs[0], b.primal(name), window, group, out, shape[1])
         return results
 
     return Local(tangent, adjoint)
@@ -279,12 +279,12 @@ def _conv_transpose(b: Builder, site: Site) -> Local:
     window = transposed_window(site, shape[2:], site.shape(1)[2:])
 
     def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
-        return [None if ts[0] is None else _backward(b, ts[0], b.primal(name), window, group, shape, out[1])]
+        return [None if ts[0] is None else correlate_adjoint(b, ts[0], b.primal(name), window, group, shape, out[1])]
 
     def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
         results: list[Maybe] = [None] * len(site.inputs)
         if cs[0] is not None:
-            results[0] = _forward(b, cs[0], b.primal(name), window, group, out, shape[1])
+            results[0] = correlate(b, cs[0], b.primal(name), window, group, out, shape[1])
         return results
 
     return Local(tangent, adjoint)

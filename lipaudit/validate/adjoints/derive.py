@@ -10,10 +10,20 @@ import onnx
 from numpy.typing import NDArray
 
 from lipaudit.graph.ir import Graph, Node
-from lipaudit.validate.adjoints import contraction, elementwise, movement, normalization, pooling, quantization, reduction
+from lipaudit.validate.adjoints import (
+    contraction,
+    elementwise,
+    movement,
+    normalization,
+    pooling,
+    quantization,
+    reduction,
+    selection,
+    transform,
+)
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
 from lipaudit.validate.exact import NotExact
-from lipaudit.validate.lowering import Lowered, lower
+from lipaudit.validate.lowering import PARAMETERS, Lowered, lower
 
 __all__ = ["FLAT", "RULES", "Derivative", "jvp", "spelled", "vjp"]
 
@@ -25,13 +35,20 @@ RULES: Mapping[str, Rule] = {
     **pooling.RULES,
     **quantization.RULES,
     **reduction.RULES,
+    **selection.RULES,
+    **transform.RULES,
 }
 
 # Piecewise constant, or a shape: nothing moves behind them.
 FLAT = frozenset({
-    "And", "ArgMax", "ArgMin", "BitShift", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual",
-    "Hardmax", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "OneHot", "Or", "Range", "Round", "Shape", "Sign", "Size",
-    "Xor",
+    "ai.onnx.ml::Binarizer", "ai.onnx.ml::OneHotEncoder", "ai.onnx.ml::TreeEnsemble", "ai.onnx.ml::TreeEnsembleClassifier",
+    "ai.onnx.ml::TreeEnsembleRegressor", "ai.onnx::And", "ai.onnx::ArgMax", "ai.onnx::ArgMin", "ai.onnx::BitShift",
+    "ai.onnx::BlackmanWindow", "ai.onnx::Ceil", "ai.onnx::ConstantOfShape", "ai.onnx::Equal", "ai.onnx::EyeLike", "ai.onnx::Floor",
+    "ai.onnx::Greater", "ai.onnx::GreaterOrEqual", "ai.onnx::HammingWindow", "ai.onnx::HannWindow", "ai.onnx::Hardmax",
+    "ai.onnx::IsInf", "ai.onnx::IsNaN", "ai.onnx::Less", "ai.onnx::LessOrEqual", "ai.onnx::MelWeightMatrix",
+    "ai.onnx::NonMaxSuppression", "ai.onnx::NonZero", "ai.onnx::Not", "ai.onnx::OneHot", "ai.onnx::OptionalHasElement", "ai.onnx::Or",
+    "ai.onnx::RandomNormalLike", "ai.onnx::RandomUniformLike", "ai.onnx::Range", "ai.onnx::Round", "ai.onnx::SequenceLength",
+    "ai.onnx::Shape", "ai.onnx::Sign", "ai.onnx::Size", "ai.onnx::Xor",
 })  # fmt: skip
 
 
@@ -62,7 +79,7 @@ class Derivative:
 def _moving(graph: Graph, sources: Sequence[str]) -> set[str]:
     moving = set(sources)
     for node in graph.nodes:
-        if node.op in FLAT and not node.domain:
+        if node.kind in FLAT:
             continue
         if any(name in moving for name in (*node.inputs, *graph.captured_by(node))):
             moving.update(name for name in node.outputs if name)
@@ -78,6 +95,12 @@ def _leading(graph: Graph, outputs: Sequence[str]) -> set[str]:
     return leading
 
 
+def _is_plain(node: Node, moving: set[str]) -> bool:
+    """Whether the rule of a standard operator holds: of some only with parameters that do not move."""
+    parameters = [node.inputs[i] for i in PARAMETERS.get(node.op, ()) if i < len(node.inputs)]
+    return normalization.plain_attention(node) and not any(name in moving for name in parameters) and not node.attrs.get("training_mode", 0)
+
+
 def spelled(graph: Graph, sources: Sequence[str], outputs: Sequence[str], fixed: Mapping[str, NDArray[Any]]) -> Lowered:
     """``graph`` with the nodes between ``sources`` and ``outputs`` that have no rule here spelled in nodes that have one, where possible.
 
@@ -90,7 +113,7 @@ def spelled(graph: Graph, sources: Sequence[str], outputs: Sequence[str], fixed:
     def known(node: Node) -> bool:
         # New nodes stand in place of active ones; of the others only those that nothing moves are left alone.
         idle = node.name not in active and not any(name in moving for name in node.inputs) and node.name in original
-        return idle or (not node.domain and (node.op in FLAT or (node.op in RULES and normalization.plain_attention(node))))
+        return idle or node.kind in FLAT or (not node.domain and node.op in RULES and _is_plain(node, moving))
 
     original = {node.name for node in graph.nodes}
     return lower(graph, known, fixed)
@@ -110,7 +133,7 @@ def _active(graph: Graph, sources: Sequence[str], outputs: Sequence[str]) -> tup
     moving = _moving(graph, sources) & _leading(graph, outputs)
     inner = set(sources)
     nodes = [node for node in graph.nodes if any(name in moving and name not in inner for name in node.outputs)]
-    nodes = [node for node in nodes if node.op not in FLAT or node.domain]
+    nodes = [node for node in nodes if node.kind not in FLAT]
     return Builder(graph, moving), nodes
 
 

@@ -92,15 +92,32 @@ def _quotient(b: Builder, site: Site) -> Sequence[Slope]:
     return [first, second]
 
 
+def _remainder(b: Builder, site: Site) -> Sequence[Slope]:
+    """x - y n with n = the whole part of x / y, which is flat (rounded down, or towards zero with ``fmod``)."""
+    if not site.moving[1]:
+        return [1.0, None]
+    x, y = b.primal(site.node.inputs[0]), b.primal(site.node.inputs[1])
+    whole = b.node("Div", b.node("Sub", x, b.primal(site.node.outputs[0])), y)
+    return [1.0, b.node("Neg", b.node("Round", whole))]
+
+
 def _power(b: Builder, site: Site) -> Sequence[Slope]:
     constant = site.constant(1)
     if constant is None:
-        raise NoDerivative("Pow with a computed exponent")
+        return _computed_power(b, site)
     p = np.asarray(constant.array(), dtype=np.float64)
     x = b.primal(site.node.inputs[0])
     if p.size == 1 and p.reshape(-1)[0] == 2.0:
         return [b.node("Mul", x, b.number(2.0))]
     return [b.node("Mul", b.node("Pow", x, b.constant(p - 1)), b.constant(p))]
+
+
+def _computed_power(b: Builder, site: Site) -> Sequence[Slope]:
+    """p x^(p - 1) and x^p log x; the latter only says something where x > 0."""
+    x, p = (b.primal(name) for name in site.node.inputs[:2])
+    first = b.node("Mul", b.node("Pow", x, b.node("Sub", p, b.number(1.0))), p) if site.moving[0] else None
+    positive = b.node("Log", b.node("Max", x, b.number(1e-30)))
+    return [first, b.node("Mul", b.primal(site.node.outputs[0]), positive) if site.moving[1] else None]
 
 
 def _where(b: Builder, site: Site) -> Sequence[Slope]:
@@ -119,7 +136,15 @@ def _clip_rule(b: Builder, site: Site) -> Local:
 
 def _extreme(b: Builder, site: Site) -> Sequence[Slope]:
     y = b.primal(site.node.outputs[0])
-    return [_mask(b, b.node("Equal", b.primal(name), y)) if site.moving[i] else None for i, name in enumerate(site.node.inputs)]
+    masks = [
+        _mask(b, b.node("Equal", b.primal(name), y)) if moves else None for name, moves in zip(site.node.inputs, site.moving, strict=True)
+    ]
+    several = [mask for mask in masks if mask is not None]
+    if len(several) < 2:
+        return masks
+    # Equal operands share the slope: they may be one value.
+    count = b.node("Max", b.node("Sum", *several), b.number(1.0))
+    return [None if mask is None else b.node("Div", mask, count) for mask in masks]
 
 
 def _leaky(b: Builder, x: str, site: Site) -> str:
@@ -130,9 +155,8 @@ def _leaky(b: Builder, x: str, site: Site) -> str:
 
 def _prelu(b: Builder, site: Site) -> Sequence[Slope]:
     x, slope = b.primal(site.node.inputs[0]), b.primal(site.node.inputs[1])
-    if site.moving[1]:
-        raise NoDerivative("PRelu with a moving slope")
-    return [b.node("Where", b.node("Greater", x, b.number(0.0)), b.number(1.0), slope), None]
+    first = b.node("Where", b.node("Greater", x, b.number(0.0)), b.number(1.0), slope) if site.moving[0] else None
+    return [first, b.node("Min", x, b.number(0.0)) if site.moving[1] else None]
 
 
 def _elu(b: Builder, x: str, site: Site) -> str:
@@ -197,6 +221,26 @@ def _erf(b: Builder, x: str, site: Site) -> str:
     return b.node("Mul", b.node("Exp", b.node("Neg", b.node("Mul", x, x))), b.number(2 / math.sqrt(math.pi)))
 
 
+def _inverse_root(b: Builder, square: str) -> str:
+    return b.node("Reciprocal", b.node("Sqrt", square))
+
+
+def _acosh(b: Builder, x: str, site: Site) -> str:
+    # Two factors: x^2 - 1 loses all digits near 1.
+    return _inverse_root(b, b.node("Mul", b.node("Sub", x, b.number(1.0)), b.node("Add", x, b.number(1.0))))
+
+
+def _parametric_softplus(b: Builder, x: str, site: Site) -> str:
+    alpha, beta = (float(site.attr(name, 1.0)) for name in ("alpha", "beta"))
+    return b.node("Mul", b.node("Sigmoid", b.node("Mul", x, b.number(beta))), b.number(alpha * beta))
+
+
+def _scaled_tanh(b: Builder, x: str, site: Site) -> str:
+    alpha, beta = (float(site.attr(name, 1.0)) for name in ("alpha", "beta"))
+    t = b.node("Tanh", b.node("Mul", x, b.number(beta)))
+    return b.node("Mul", _complement(b, b.node("Mul", t, t)), b.number(alpha * beta))
+
+
 def _softsign(b: Builder, x: str, site: Site) -> str:
     root = b.node("Reciprocal", b.node("Add", b.node("Abs", x), b.number(1.0)))
     return b.node("Mul", root, root)
@@ -243,9 +287,14 @@ def _quantize(b: Builder, site: Site) -> Sequence[Slope]:
 
 RULES: Mapping[str, Rule] = {
     "Abs": _of_input(lambda b, x, s: b.node("Sign", x)),
+    "Acos": _of_input(lambda b, x, s: b.node("Neg", _inverse_root(b, _square_plus(b, x, 1.0, -1.0)))),
+    "Acosh": _of_input(_acosh),
     "Add": pointwise(lambda b, s: [1.0, 1.0]),
+    "Affine": _of_input(lambda b, x, s: float(s.attr("alpha", 1.0))),
+    "Asinh": _of_input(lambda b, x, s: _inverse_root(b, _square_plus(b, x, 1.0))),
     "Asin": _of_input(lambda b, x, s: b.node("Reciprocal", b.node("Sqrt", _square_plus(b, x, 1.0, -1.0)))),
     "Atan": _of_input(lambda b, x, s: b.node("Reciprocal", _square_plus(b, x, 1.0))),
+    "Atanh": _of_input(lambda b, x, s: b.node("Reciprocal", _square_plus(b, x, 1.0, -1.0))),
     "Cast": pointwise(_cast),
     "Celu": _of_input(_celu),
     "Clip": _clip_rule,
@@ -267,13 +316,16 @@ RULES: Mapping[str, Rule] = {
     "Mean": pointwise(_mean),
     "Min": pointwise(_extreme),
     "Mish": _of_input(_mish),
+    "Mod": pointwise(_remainder),
     "Mul": pointwise(_product),
     "Neg": pointwise(lambda b, s: [-1.0]),
     "PRelu": pointwise(_prelu),
+    "ParametricSoftplus": _of_input(_parametric_softplus),
     "Pow": pointwise(_power),
     "QuantizeLinear": pointwise(_quantize),
     "Reciprocal": _of_output(lambda b, y: b.node("Neg", b.node("Mul", y, y))),
     "Relu": _of_output(lambda b, y: _mask(b, b.node("Greater", y, b.number(0.0)))),
+    "ScaledTanh": _of_input(_scaled_tanh),
     "Selu": _of_input(_selu),
     "Sigmoid": _of_output(lambda b, y: b.node("Mul", y, _complement(b, y))),
     "Sin": _of_input(lambda b, x, s: b.node("Cos", x)),

@@ -15,7 +15,7 @@ from lipaudit.validate.exact import movement as exact
 from lipaudit.validate.exact.call import Call
 from lipaudit.validate.exact.resize import resize_matrices
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "by_map", "scatter_to_known_places"]
 
 
 def _none(site: Site) -> list[Maybe]:
@@ -101,7 +101,7 @@ def _gather(b: Builder, site: Site) -> Local:
     axis = site.attr("axis", 0) % len(shape)
     indices = site.constant(1)
     if indices is not None:
-        return _by_map(b, site, _index_map(site, {1: np.asarray(indices.array())}))
+        return by_map(b, site, _index_map(site, {1: np.asarray(indices.array())}))
     where, rank = b.primal(site.node.inputs[1]), len(site.shape(1))
     middle = (*shape[:axis], prod(site.shape(1)), *shape[axis + 1 :])
 
@@ -143,10 +143,11 @@ def _index_map(site: Site, values: Mapping[int, NDArray[Any]]) -> NDArray[np.int
 
 def _mapped(b: Builder, site: Site) -> Local:
     """Any movement with constant parameters."""
-    return _by_map(b, site, _index_map(site, {}))
+    return by_map(b, site, _index_map(site, {}))
 
 
-def _by_map(b: Builder, site: Site, index: NDArray[np.int64]) -> Local:
+def by_map(b: Builder, site: Site, index: NDArray[np.int64]) -> Local:
+    """Output element o is input element ``index[o]`` (flat), or does not move where that is -1."""
     shape, out = site.shape(0), index.shape
     size = prod(shape)
     flat = index.reshape(-1)
@@ -186,10 +187,10 @@ def _slice(b: Builder, site: Site) -> Local:
     shape, out = site.shape(0), site.out_shape()
     index = _index_map(site, {})
     if index.size == 0 or prod(shape) == 0:
-        return _by_map(b, site, index)
+        return by_map(b, site, index)
     first, last = (np.unravel_index(int(i), shape) for i in (index.reshape(-1)[0], index.reshape(-1)[-1]))
     if any(int(z) - int(a) + 1 != n for a, z, n in zip(first, last, out, strict=True)):
-        return _by_map(b, site, index)
+        return by_map(b, site, index)
     rank = len(shape)
     starts, ends = [int(a) for a in first], [int(z) + 1 for z in last]
     axes = b.ints(*range(1, rank + 1))
@@ -257,11 +258,11 @@ def _resize(b: Builder, site: Site) -> Local:
     return Local(tangent, adjoint)
 
 
-def _scatter(b: Builder, site: Site) -> Local:
+def scatter_to_known_places(b: Builder, site: Site) -> Local:
     """ScatterND / ScatterElements with constant places: a movement of data and one of updates, joined by a fixed mask."""
     where = site.constant(1)
-    if where is None or site.attr("reduction", "none") != "none":
-        raise NoDerivative(f"{site.node.op} with computed indices or a reduction")
+    if where is None:
+        raise NoDerivative(f"{site.node.op} with computed indices")
     shape, updates = site.shape(0), site.shape(2)
     numbers = np.arange(1, prod(updates) + 1, dtype=np.float64).reshape(updates)
     call = Call(site, [np.zeros(shape), np.asarray(where.array()), numbers], np.dtype(np.float64))
@@ -269,7 +270,7 @@ def _scatter(b: Builder, site: Site) -> Local:
     assert not isinstance(result, tuple)
     source = result.astype(np.int64) - 1
     kept = b.constant((source < 0).astype(np.float32))
-    local = _by_map(b, Site(site.node, (site.inputs[2],), site.outputs, (None,), (True,)), source)
+    local = by_map(b, Site(site.node, (site.inputs[2],), site.outputs, (None,), (True,)), source)
 
     def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
         moved = None if ts[2] is None else local.tangent([ts[2]])[0]
@@ -294,8 +295,6 @@ RULES: Mapping[str, Rule] = {
     "Pad": _mapped,
     "Reshape": _reshape,
     "Resize": _resize,
-    "ScatterElements": _scatter,
-    "ScatterND": _scatter,
     "Slice": _slice,
     "SpaceToDepth": _mapped,
     "Split": _split,

@@ -135,6 +135,35 @@ def _lrn(b: Builder, site: Site) -> Local:
     return Local(tangent, adjoint)
 
 
+def _unit(b: Builder, site: Site) -> Local:
+    """LpNormalization: y = x / n with n the l1 or l2 norm along one axis, whose slope is s = sign(x) or y: ``J = (I - y s') / n``."""
+    axis, p = int(site.attr("axis", -1)) % len(site.shape(0)), int(site.attr("p", 2))
+    found: list[tuple[str, str, str]] = []
+    behind = b.ints(axis + 1)
+
+    def primal() -> tuple[str, str, str]:
+        """y, s and 1 / n."""
+        if not found:
+            x = b.primal(site.node.inputs[0])
+            norm = b.node("Max", b.node(f"ReduceL{p}", x, b.ints(axis), keepdims=1), b.number(1e-30))
+            y = b.node("Div", x, norm)
+            found.append((y, b.node("Sign", x) if p == 1 else y, b.node("Reciprocal", norm)))
+        return found[0]
+
+    def without(t: str, along: str, measured: str) -> str:
+        return b.node("Sub", t, b.node("Mul", along, b.node("ReduceSum", b.node("Mul", measured, t), behind, keepdims=1)))
+
+    def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
+        y, s, inverse = primal()
+        return [None if ts[0] is None else b.node("Mul", without(ts[0], y, s), inverse)]
+
+    def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
+        y, s, inverse = primal()
+        return [None if cs[0] is None else b.node("Mul", without(cs[0], s, y), inverse)]
+
+    return Local(tangent, adjoint)
+
+
 class _Heads:
     """Queries, keys or values as ``[batch, heads, n, d]``, whatever way the node holds them."""
 
@@ -254,5 +283,6 @@ RULES: Mapping[str, Rule] = {
     "InstanceNormalization": _instance,
     "LRN": _lrn,
     "LayerNormalization": _layer,
+    "LpNormalization": _unit,
     "RMSNormalization": _rms,
 }

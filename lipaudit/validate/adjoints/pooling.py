@@ -66,4 +66,34 @@ def _average_pool(b: Builder, site: Site) -> Local:
     return Local(tangent, adjoint)
 
 
-RULES: Mapping[str, Rule] = {"AveragePool": _average_pool, "MaxPool": _max_pool}
+def _norm_pool(b: Builder, site: Site) -> Local:
+    """y = (sum |x|^p)^(1/p) of each window: slope ``sign(x) |x|^(p - 1)`` over ``y^(p - 1)``."""
+    shape, p = site.shape(0), float(site.attr("p", 2))
+    window, _ = pooling_window(site, shape[2:])
+    kernel = np.ones(window.kernel)
+    found: list[tuple[str, str]] = []
+
+    def slopes() -> tuple[str, str]:
+        """The numerator per input element, the reciprocal denominator per output element."""
+        if not found:
+            x, y = b.primal(site.node.inputs[0]), b.primal(site.node.outputs[0])
+            power = b.node("Mul", b.node("Sign", x), b.node("Pow", b.node("Abs", x), b.number(p - 1)))
+            found.append((power, b.node("Pow", b.node("Max", y, b.number(1e-30)), b.number(1 - p))))
+        return found[0]
+
+    def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
+        if ts[0] is None:
+            return [None]
+        above, below = slopes()
+        return [b.node("Mul", depthwise(b, b.node("Mul", ts[0], above), kernel, window, shape), below)]
+
+    def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
+        if cs[0] is None:
+            return [None]
+        above, below = slopes()
+        return [b.node("Mul", depthwise_adjoint(b, b.node("Mul", cs[0], below), kernel, window, shape), above)]
+
+    return Local(tangent, adjoint)
+
+
+RULES: Mapping[str, Rule] = {"AveragePool": _average_pool, "LpPool": _norm_pool, "MaxPool": _max_pool}

@@ -11,6 +11,8 @@ import numpy as np
 
 from lipaudit.operators.base import Site
 from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
+from lipaudit.validate.adjoints.contraction import correlate, correlate_adjoint
+from lipaudit.validate.exact.windows import convolution_window
 
 __all__ = ["RULES"]
 
@@ -47,4 +49,26 @@ def _matmul_integer(b: Builder, site: Site) -> Local:
     return Local(tangent, adjoint)
 
 
-RULES: Mapping[str, Rule] = {"DynamicQuantizeLinear": _dynamic, "MatMulInteger": _matmul_integer}
+def _conv_integer(b: Builder, site: Site) -> Local:
+    """Conv of x - x0 with the stored weight w - w0 (w0 of the whole tensor, or of each output channel)."""
+    stored, zero = site.constant(1), site.constant(3)
+    if stored is None or (site.has(3) and zero is None):
+        raise NoDerivative("ConvInteger with a computed weight")
+    shape, out = site.shape(0), site.out_shape()
+    base = np.zeros(()) if zero is None else zero.float64()
+    weight = stored.float64() - (base.reshape(-1, *(1,) * (len(shape) - 1)) if base.size > 1 else base.reshape(()))
+    window, group = convolution_window(site, shape[2:], site.shape(1)[2:]), int(site.attr("group", 1))
+
+    def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
+        return [None if ts[0] is None else correlate(b, ts[0], b.constant(weight), window, group, shape, out[1])]
+
+    def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
+        results: list[Maybe] = [None] * len(site.inputs)
+        if cs[0] is not None:
+            results[0] = correlate_adjoint(b, cs[0], b.constant(weight), window, group, out, shape[1])
+        return results
+
+    return Local(tangent, adjoint)
+
+
+RULES: Mapping[str, Rule] = {"ConvInteger": _conv_integer, "DynamicQuantizeLinear": _dynamic, "MatMulInteger": _matmul_integer}

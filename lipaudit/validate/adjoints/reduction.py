@@ -77,12 +77,30 @@ def _share(b: Builder, x: str, y: str, sizes: tuple[int, ...]) -> float:
     return 1.0 / max(prod(sizes), 1)
 
 
-def _first_extreme(b: Builder, x: str, y: str, sizes: tuple[int, ...]) -> str:
-    return b.node("Cast", b.node("Equal", x, y), to=TensorProto.FLOAT)
+def _extreme(b: Builder, site: Site) -> Local:
+    """The elements that are the extreme share its slope: of one number that stands twice (overlapping windows) that is the slope."""
+    axes = b.ints(*_axes(site, 18))
+
+    def weight(b: Builder, x: str, y: str, sizes: tuple[int, ...]) -> str:
+        equal = b.node("Cast", b.node("Equal", x, y), to=TensorProto.FLOAT)
+        return b.node("Div", equal, b.node("ReduceSum", equal, axes, keepdims=1, noop_with_empty_axes=1))
+
+    return _reduction(weight)(b, site)
 
 
 def _over_norm(b: Builder, x: str, y: str, sizes: tuple[int, ...]) -> str:
     return b.node("Div", x, b.node("Max", y, b.number(1e-30)))
+
+
+def _norm_of_all(b: Builder, site: Site) -> Local:
+    """GlobalLpPool: slope sign(x) (|x| / y)^(p - 1)."""
+    p = float(site.attr("p", 2))
+
+    def weight(b: Builder, x: str, y: str, sizes: tuple[int, ...]) -> str:
+        share = b.node("Div", b.node("Abs", x), b.node("Max", y, b.number(1e-30)))
+        return b.node("Mul", b.node("Sign", x), b.node("Pow", share, b.number(p - 1)))
+
+    return _reduction(weight)(b, site)
 
 
 def _softmax(b: Builder, site: Site) -> Local:
@@ -138,14 +156,15 @@ def _cumulative_sum(b: Builder, site: Site) -> Local:
 RULES: Mapping[str, Rule] = {
     "CumSum": _cumulative_sum,
     "GlobalAveragePool": _reduction(_share),
-    "GlobalMaxPool": _reduction(_first_extreme),
+    "GlobalLpPool": _norm_of_all,
+    "GlobalMaxPool": _extreme,
     "LogSoftmax": _log_softmax,
     "ReduceL1": _reduction(lambda b, x, y, s: b.node("Sign", x)),
     "ReduceL2": _reduction(_over_norm),
     "ReduceLogSumExp": _reduction(lambda b, x, y, s: b.node("Exp", b.node("Sub", x, y))),
-    "ReduceMax": _reduction(_first_extreme),
+    "ReduceMax": _extreme,
     "ReduceMean": _reduction(_share),
-    "ReduceMin": _reduction(_first_extreme),
+    "ReduceMin": _extreme,
     "ReduceProd": _reduction(lambda b, x, y, s: b.node("Div", y, x)),
     "ReduceSum": _reduction(lambda b, x, y, s: 1.0, 13),
     "ReduceSumSquare": _reduction(lambda b, x, y, s: b.node("Mul", x, b.number(2.0))),

@@ -190,11 +190,24 @@ def _dropout(call: Call) -> Array | tuple[Array, ...]:
     return x if len(outputs) < 2 or not outputs[1] else (x, np.ones(x.shape, dtype=np.bool_))
 
 
+def _affine(call: Call) -> Array:
+    return call.site.attr("alpha", 1.0) * call.x() + call.site.attr("beta", 0.0)
+
+
+def _parametric_softplus(call: Call) -> Array:
+    return call.site.attr("alpha", 1.0) * _softplus(call.site.attr("beta", 1.0) * call.x())
+
+
+def _scaled_tanh(call: Call) -> Array:
+    return call.site.attr("alpha", 1.0) * np.tanh(call.site.attr("beta", 1.0) * call.x())
+
+
 OPERATORS: Mapping[str, Operator] = {
     "Abs": _unary(np.abs),
     "Acos": _unary(np.arccos),
     "Acosh": _unary(np.arccosh),
     "Add": _binary(np.add),
+    "Affine": _affine,
     "And": _binary(np.logical_and),
     "Asin": _unary(np.arcsin),
     "Asinh": _unary(np.arcsinh),
@@ -245,6 +258,8 @@ OPERATORS: Mapping[str, Operator] = {
     "Sign": _unary(np.sign),
     "Sin": _unary(np.sin),
     "Sinh": _unary(np.sinh),
+    "ParametricSoftplus": _parametric_softplus,
+    "ScaledTanh": _scaled_tanh,
     "Softplus": _unary(_softplus),
     "Softsign": _unary(lambda x: x / (1 + np.abs(x))),
     "Sqrt": _unary(np.sqrt),

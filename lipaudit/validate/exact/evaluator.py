@@ -29,9 +29,19 @@ OPERATORS: Mapping[str, Operator] = {
 # Constants above this many elements are converted anew at each use: the copies would not fit beside the model.
 _CACHED_ELEMENTS = 4_000_000
 
+# onnx.reference computes these in float32, or not at all; spelled in other operators they are evaluated in float64.
+_SPELLED = frozenset({
+    "AffineGrid", "CausalConvWithState", "CumProd", "DeformConv", "GridSample", "LinearAttention", "MaxRoiPool",
+    "MeanVarianceNormalization", "RoiAlign", "Scan", "SimplifiedLayerNormalization",
+})  # fmt: skip
+
 
 def evaluated(node: Node) -> bool:
-    """Whether :class:`Evaluator` knows the kind of a node: all of the standard domain (onnx.reference stands behind), some others."""
+    """Whether :class:`Evaluator` knows the kind of a node: most of the standard domain (onnx.reference stands behind), some others."""
+    if node.op in _SPELLED and node.op not in OPERATORS:
+        return False
+    if node.attrs.get("training_mode", 0) or (node.op == "DequantizeLinear" and node.attrs.get("block_size", 0)):
+        return False
     return node.domain in {"", "ai.onnx"} or (node.domain == "com.microsoft" and node.op in contrib.OPERATORS)
 
 

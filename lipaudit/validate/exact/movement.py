@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -104,24 +105,31 @@ def _gather_nd(call: Call) -> Array:
     return np.stack(parts).reshape((*lead, *parts[0].shape))
 
 
+def _put(call: Call, result: Array, places: Any, updates: Array) -> Array:
+    """``updates`` at ``places``, combined with what is there by the node's reduction."""
+    mode = call.site.attr("reduction", "none")
+    if mode == "none":
+        result[places] = updates
+        return result
+    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}.get(mode)
+    if combine is None:
+        raise NotExact(f"{call.site.node.op} with reduction {mode!r}")
+    combine.at(result, places, updates)
+    return result
+
+
 def _scatter_elements(call: Call) -> Array:
     result, indices, updates = call.x(0).copy(), call.x(1), call.x(2)
-    if call.site.attr("reduction", "none") != "none":
-        raise NotExact("ScatterElements with a reduction")
     axis = call.site.attr("axis", 0)
     where = np.where(indices < 0, indices + result.shape[axis], indices)
     grid = list(np.indices(indices.shape, sparse=True))
     grid[axis] = where
-    result[tuple(grid)] = updates
-    return result
+    return _put(call, result, tuple(grid), updates)
 
 
 def _scatter_nd(call: Call) -> Array:
     result, indices, updates = call.x(0).copy(), call.x(1), call.x(2)
-    if call.site.attr("reduction", "none") != "none":
-        raise NotExact("ScatterND with a reduction")
-    result[tuple(np.moveaxis(indices, -1, 0))] = updates
-    return result
+    return _put(call, result, tuple(np.moveaxis(indices, -1, 0)), updates)
 
 
 def _pad(call: Call) -> Array:
@@ -258,6 +266,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Pad": _pad,
     "Range": _range,
     "Reshape": _reshape,
+    "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
     "Shape": _shape,

@@ -112,10 +112,16 @@ def _mean(x: Array, axes: tuple[int, ...], keep: bool) -> Array:
     return x.sum(axis=axes, keepdims=keep) / prod(x.shape[a] for a in axes)
 
 
+def _norm_of_all(call: Call) -> Array:
+    x, p = call.x(), float(call.site.attr("p", 2))
+    return (np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p)
+
+
 OPERATORS: Mapping[str, Operator] = {
     "AveragePool": _average_pool,
     "CumSum": _cumulative_sum,
     "GlobalAveragePool": _global(np.mean),
+    "GlobalLpPool": _norm_of_all,
     "GlobalMaxPool": _global(np.max),
     "LogSoftmax": _log_softmax,
     "MaxPool": _max_pool,

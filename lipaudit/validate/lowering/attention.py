@@ -69,23 +69,44 @@ def _packed(e: Emitter, site: Site) -> Sequence[str]:
     """``Attention``: x, weights [in, q + k + v], bias, mask, past [2, batch, heads, rows, d], bias of the scores, past length."""
     if site.attr("do_rotary", 0) or site.has(6) or site.attr("past_present_share_buffer", 0):
         raise NotLowered("Attention with rotation inside or a shared buffer")
+    names = site.node.inputs
+    return _projected(e, site, linear(e, names[0], names[1], names[2] if site.has(2) else ""), 3, 4, 5)
+
+
+def _quantised(e: Emitter, site: Site) -> Sequence[str]:
+    """``QAttention``: x, weights, bias, s_x, s_W, mask, z_x, z_W, past; the same on real values."""
+    if site.attr("do_rotary", 0) or site.attr("past_present_share_buffer", 0):
+        raise NotLowered("QAttention with rotation inside or a shared buffer")
+    stored = [site.constant(i) for i in (1, 3, 4)]
+    zeros = [site.constant(i) for i in (6, 7)]
+    if any(c is None for c in stored) or any(c is None and site.has(i) for c, i in zip(zeros, (6, 7), strict=True)):
+        raise NotLowered("QAttention with computed weights, scales or zero points")
+    weight, _, scale = (constant.float64() for constant in stored if constant is not None)
+    real = (weight - (0.0 if zeros[1] is None else zeros[1].float64())) * scale
+    names = site.node.inputs
+    x = e.add("DequantizeLinear", names[0], names[3], *([names[6]] if site.has(6) else []))
+    return _projected(e, site, linear(e, x, e.floats(real), names[2] if site.has(2) else ""), 5, 8, len(names))
+
+
+def _projected(e: Emitter, site: Site, projections: str, mask: int, cache: int, bias: int) -> Sequence[str]:
+    """Attention among the parts of ``projections`` [batch, rows, q + k + v]; the mask, the past and a bias are those inputs."""
     names, heads = site.node.inputs, int(site.attr("num_heads"))
     batch, rows, _ = site.shape(0)
     total = site.shape(1)[1]
     sizes = [int(size) for size in site.attr("qkv_hidden_sizes") or (total // 3,) * 3]
-    parts = e.split(linear(e, names[0], names[1], names[2] if site.has(2) else ""), 2, sizes)
+    parts = e.split(projections, 2, sizes)
     q, k, v = (_split_heads(e, part, batch, rows, heads) for part in parts)
     past = 0
-    if site.has(4):
-        past = site.shape(4)[3]
-        old = [e.reshape(half, *site.shape(4)[1:]) for half in e.split(names[4], 0, [1, 1])]
+    if site.has(cache):
+        past = site.shape(cache)[3]
+        old = [e.reshape(half, *site.shape(cache)[1:]) for half in e.split(names[cache], 0, [1, 1])]
         k, v = (e.concat([before, now], 2) for before, now in zip(old, (k, v), strict=True))
     lowest = float(site.attr("mask_filter_value", -10000.0))
-    biases = _padding(e, site, 3, lowest)
+    biases = _padding(e, site, mask, lowest)
     if site.attr("unidirectional", 0):
         biases.append(e.floats(np.where(_causal(rows, past), lowest, 0.0)))
-    if site.has(5):
-        biases.append(names[5])
+    if site.has(bias):
+        biases.append(names[bias])
     y = _core(e, q, k, v, float(site.attr("scale") or 0.0) or 1 / math.sqrt(sizes[0] // heads), biases)
     outputs = [_merged(e, y, batch, rows)]
     if len(site.node.outputs) > 1:
@@ -159,4 +180,5 @@ LOWERINGS: Mapping[str, Lowering] = {
     "com.microsoft::Attention": _packed,
     "com.microsoft::GroupQueryAttention": _grouped,
     "com.microsoft::MultiHeadAttention": _multi_head,
+    "com.microsoft::QAttention": _quantised,
 }

@@ -45,6 +45,11 @@ class Emitter:
             (False,) * len(node.inputs),
         )
 
+    def is_read(self, name: str) -> bool:
+        """Whether a node or the caller of the graph reads the value."""
+        graph = self._graph
+        return bool(graph.consumers.get(name)) or name in graph.outputs or any(name in graph.captured_by(node) for node in graph.nodes)
+
     @property
     def float_type(self) -> int:
         """The ONNX number of :attr:`floating`."""

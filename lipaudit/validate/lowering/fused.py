@@ -142,6 +142,15 @@ def _skip(centre: bool) -> Lowering:
     return lower
 
 
+def _simplified(e: Emitter, site: Site) -> Sequence[str]:
+    """ONNX Runtime's RMSNormalization, which it registers in the standard domain; outputs y and the reciprocal root."""
+    rank = len(site.shape(0))
+    if int(site.attr("axis", -1)) % rank != rank - 1:
+        raise NotLowered("SimplifiedLayerNormalization over several axes")
+    unit, _, inverse = _normalised(e, site.node.inputs[0], rank, float(site.attr("epsilon", 1e-5)), centre=False)
+    return [e.add("Mul", unit, site.node.inputs[1]), inverse][: len(site.node.outputs)]
+
+
 def _rotary(e: Emitter, site: Site) -> Sequence[str]:
     """``com.microsoft::RotaryEmbedding``: inputs x, positions, tables of cosines and sines [positions, half]."""
     if site.attr("is_packed_batching", 0) or float(site.attr("scale", 1.0) or 1.0) != 1.0:
@@ -187,6 +196,7 @@ def rotated(e: Emitter, x: str, shape: tuple[int, ...], half: int, cos: str, sin
 
 
 LOWERINGS: Mapping[str, Lowering] = {
+    "ai.onnx::SimplifiedLayerNormalization": _simplified,
     "com.microsoft::BiasGelu": lambda e, site: [_gelu(e, _biased(e, site))],
     "com.microsoft::FastGelu": lambda e, site: [_fast_gelu(e, _biased(e, site))],
     "com.microsoft::FusedConv": _conv,

@@ -12,23 +12,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import defs
 
 from lipaudit.errors import ModelError
 from lipaudit.graph.ir import Constant, Graph, Node
 from lipaudit.graph.limits import DEFAULT
 from lipaudit.graph.simplify.expand import Operators
 from lipaudit.graph.simplify.propagate import propagate
-from lipaudit.validate.lowering import attention, fused, loops, quantized, recurrent
+from lipaudit.validate.lowering import attention, defined, fused, learned, loops, movement, parameters, quantized, recurrent, sampling
 from lipaudit.validate.lowering.emitter import Emitter, Lowering, NotLowered
 
 __all__ = ["LOWERINGS", "Lowered", "lower"]
 
 LOWERINGS: Mapping[str, Lowering] = {
     **attention.LOWERINGS,
+    **defined.LOWERINGS,
     **fused.LOWERINGS,
+    **learned.LOWERINGS,
     **loops.LOWERINGS,
+    **movement.LOWERINGS,
+    **parameters.LOWERINGS,
     **quantized.LOWERINGS,
     **recurrent.LOWERINGS,
+    **sampling.LOWERINGS,
 }
 
 # A body may hold compound operators itself.
@@ -63,9 +69,10 @@ def lower(graph: Graph, known: Callable[[Node], bool], fixed: Mapping[str, NDArr
         return Lowered(graph, reasons)
     held = {name: array for name, array in (fixed or {}).items() if name not in graph.outputs}
     stored = {name: Constant.of(name, np.asarray(array)) for name, array in held.items()}
-    result = replace(
-        graph, inputs=tuple(value for value in graph.inputs if value.name not in held), constants={**graph.constants, **stored}
-    )
+    # A graph of other domains alone says nothing of the standard operators that it is spelled in.
+    opsets = {"": 18, **graph.opsets}
+    inputs = tuple(value for value in graph.inputs if value.name not in held)
+    result = replace(graph, opsets=opsets, inputs=inputs, constants={**graph.constants, **stored})
     # Nested graphs stay to themselves: what lies in the branch that is taken is looked at in the next round.
     operators = Operators(has_rule=lambda node: known(node) or node.kind in LOWERINGS)
     for _ in range(_ROUNDS):
@@ -90,7 +97,27 @@ def lower(graph: Graph, known: Callable[[Node], bool], fixed: Mapping[str, NDArr
         result = walked
         if not changed and len(result.nodes) == before:
             break
-    return Lowered(result, reasons)
+    return Lowered(replace(result, opsets=_imported(result)), reasons)
+
+
+def _imported(graph: Graph) -> Mapping[str, int]:
+    """The oldest opset where every standard node has the version that it has: what is spelled out may need no newest one any more.
+
+    onnxruntime refuses opsets that are newer than itself, whatever the nodes.
+    """
+    nodes = [node for part in (graph, *graph.subgraphs()) for node in part.nodes if not node.domain and node.version]
+    # Identity means the same in all versions.
+    kinds = {(node.op, node.version) for node in nodes if node.op != "Identity"}
+    used = {node.domain for part in (graph, *graph.subgraphs()) for node in part.nodes}
+    opsets = {domain: version for domain, version in graph.opsets.items() if not domain or domain in used}
+    own = opsets[""]
+    for opset in range(max((version for _, version in kinds), default=own), own):
+        try:
+            if all(defs.get_schema(op, opset).since_version == version for op, version in kinds):
+                return {**opsets, "": opset}
+        except defs.SchemaError:
+            break
+    return opsets
 
 
 def _made(graph: Graph, node: Node, reasons: dict[str, str]) -> Emitter | None:
@@ -106,8 +133,9 @@ def _made(graph: Graph, node: Node, reasons: dict[str, str]) -> Emitter | None:
     except NotLowered as error:
         reasons[node.name] = str(error)
         return None
+    identity = int(defs.get_schema("Identity", emitter.opset).since_version)
     for source, target in zip(results, node.outputs, strict=True):
-        if target and source != target:
+        if target and source and source != target:
             name = emitter.fresh("output")
-            emitter.nodes.append(Node(name, "Identity", (source,), (target,), "", 1, {}, node.covers or (node.name,)))
+            emitter.nodes.append(Node(name, "Identity", (source,), (target,), "", identity, {}, node.covers or (node.name,)))
     return emitter

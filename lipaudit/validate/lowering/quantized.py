@@ -106,6 +106,18 @@ def _concat(e: Emitter, site: Site) -> Sequence[str]:
     return [_quantised(e, site, e.concat(parts, int(site.attr("axis"))), 0)]
 
 
+def _mean(e: Emitter, site: Site) -> Sequence[str]:
+    axes, keep = tuple(int(a) for a in site.attr("axes") or range(len(site.shape(0)))), int(site.attr("keepdims", 1))
+    x = _real(e, site, 0)
+    y = e.add("ReduceMean", x, e.ints(*axes), keepdims=keep) if e.opset >= 18 else e.add("ReduceMean", x, axes=axes, keepdims=keep)
+    return [_quantised(e, site, y, 3)]
+
+
+def _where(e: Emitter, site: Site) -> Sequence[str]:
+    """condition, X, s, z, Y, s, z, s_y, z_y."""
+    return [_quantised(e, site, e.add("Where", site.node.inputs[0], _real(e, site, 1), _real(e, site, 4)), 7)]
+
+
 def _dynamic_matmul(e: Emitter, site: Site) -> Sequence[str]:
     """``DynamicQuantizeMatMul``: A, B, s_B, z_B, bias."""
     stored = [site.constant(i) for i in (1, 2)]
@@ -170,7 +182,9 @@ LOWERINGS: Mapping[str, Lowering] = {
     "com.microsoft::QLinearGlobalAveragePool": _pool("GlobalAveragePool"),
     "com.microsoft::QLinearLeakyRelu": _unary("LeakyRelu", "alpha"),
     "com.microsoft::QLinearMul": _binary("Mul"),
+    "com.microsoft::QLinearReduceMean": _mean,
     "com.microsoft::QLinearSigmoid": _unary("Sigmoid"),
     "com.microsoft::QLinearSoftmax": _softmax,
+    "com.microsoft::QLinearWhere": _where,
     "com.microsoft::QuantizeLinear": _same("QuantizeLinear"),
 }

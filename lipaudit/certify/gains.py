@@ -17,6 +17,7 @@ from lipaudit.certify.ledger import Ledger
 from lipaudit.certify.lower import NOTHING, ResidualParts, chained, residual_lower
 from lipaudit.certify.methods import Proposal, Workspace, proposals
 from lipaudit.certify.methods.affine import affine_map
+from lipaudit.certify.methods.entries import entry_gain
 from lipaudit.certify.methods.rows import rows_behind
 from lipaudit.certify.node_gains import NodeGains
 from lipaudit.certify.row_max import as_region, row_gains, rows_matter
@@ -145,6 +146,8 @@ class Tree:
                 if joint.status != "finite" or (other.slope < joint.slope and other.offset.is_zero):
                     joint = other
                     found = [Entry(entries[0], other)]
+        elif region.kind == "attention":
+            found, joint = self._by_entry(region, found, joint, steps)
         bound = RegionBound(region, tuple(found), joint)
         self._below(bound, items, flows)
         ahead = self._ahead(items, [region.exit])
@@ -153,6 +156,26 @@ class Tree:
             bound.inner[below.path] = self._reach(below, flows)
             bound.outer[below.path] = ahead.get(below.exit, ZERO)
         return bound
+
+    def _by_entry(self, region: Region, found: list[Entry], joint: Bound, steps: list[int]) -> tuple[list[Entry], Bound]:
+        """Each of several entries by itself, the others held; jointly ``sqrt(sum_e L_e^2)``."""
+        better: list[Entry] = []
+        for entry in found:
+            item = entry_gain(self.work, region, entry.value)
+            own = entry.bound
+            if item is not None and item.slope.is_finite and (own.status != "finite" or item.slope < own.slope):
+                own = self._recorded(region, item, steps)
+            better.append(Entry(entry.value, own))
+        if all(entry.bound.status == "finite" and entry.bound.offset.is_zero for entry in better):
+            slope = combine([entry.bound.slope for entry in better], dual(self.norm))
+            if joint.status != "finite" or slope < joint.slope:
+                operands = [entry.bound.step for entry in better if entry.bound.step is not None]
+                evidence = {"entry": "all entries", "exit": region.exit, "kind": region.kind}
+                step = self.ledger.add(
+                    "region gain", region.path, "gains of the entries together", slope, operands=operands, evidence=evidence
+                )
+                joint = Bound(slope, ZERO, "attention: entry by entry", (), step)
+        return better, joint
 
     def _below(self, bound: RegionBound, items: Sequence[_Item], flows: Mapping[str, Flow]) -> None:
         """Lower gain, and what a residual block is made of."""

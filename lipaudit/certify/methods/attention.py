@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.scalar import ONE, ZERO, Upper, combine
-from lipaudit.certify.methods.block import AttentionBlock, read_block
+from lipaudit.certify.methods.block import AttentionBlock, Output, read_block
 from lipaudit.certify.methods.enclosed import Enclosed, stacked
+from lipaudit.certify.methods.heads import Path
 from lipaudit.certify.methods.merged import merged_heads, merged_scores, with_merged_scores
 from lipaudit.certify.methods.stack import Block, weighted_stack
 from lipaudit.certify.methods.workspace import Proposal, Workspace
 from lipaudit.topology import Region
 
-__all__ = ["attention_block"]
+__all__ = ["attention_block", "merged_values"]
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +68,9 @@ def _proposal(plan: AttentionBlock, entry: str, *, behind: bool) -> Proposal | N
             best, method = turned, "weighted stack of heads, queries merged with keys"
             blocks = merged_blocks
     row_max = _row_max(plan, matrices, outer)
-    values = _merged_values(plan, matrices, slopes)
+    values = merged_values(
+        plan.output, [head.paths[2] for head in plan.heads], [triple[2] for triple in matrices], [slope[2] for slope in slopes]
+    )
     if values is not None:
         split = values + outer * weighted_stack([group[:2] for group in blocks])
         if split < best:
@@ -109,19 +112,17 @@ def _row_max(plan: AttentionBlock, matrices: Sequence[tuple[Enclosed, Enclosed, 
     return found if found.is_finite else None
 
 
-def _merged_values(
-    plan: AttentionBlock, matrices: Sequence[tuple[Enclosed, Enclosed, Enclosed]], slopes: Sequence[tuple[Upper, Upper, Upper]]
-) -> Upper | None:
-    """The path of the values with ``W_O W_V`` multiplied out, head by head."""
-    parts = plan.output.parts
-    if parts is None or any(head.paths[2].turned or head.paths[2].normalized for head in plan.heads):
+def merged_values(output: Output, paths: Sequence[Path], weights: Sequence[Enclosed], gains: Sequence[Upper]) -> Upper | None:
+    """The path of the values with ``W_O W_V`` multiplied out, head by head: paths, matrices and gains of the values of each class."""
+    parts = output.parts
+    if parts is None or len(parts) != len(weights) or any(path.turned or path.normalized for path in paths):
         return None
-    rows, columns = parts[0].array.shape[0], matrices[0][2].array.shape[1]
+    rows, columns = parts[0].array.shape[0], weights[0].array.shape[1]
     if len(parts) * rows * columns * min(rows, columns) > _MERGE_WORK:
         return None
-    products = [part.times(triple[2]) for part, triple in zip(parts, matrices, strict=True)]
+    products = [part.times(weight) for part, weight in zip(parts, weights, strict=True)]
     singly = ZERO
-    for product, triple in zip(products, slopes, strict=True):
-        singly = singly + triple[2] * product.norm()
+    for product, gain in zip(products, gains, strict=True):
+        singly = singly + gain * product.norm()
     beside = stacked([Enclosed(product.array.T, product.error) for product in products]).norm()
-    return plan.output.factor * min(singly, beside * combine([triple[2] for triple in slopes], "l2"))
+    return output.factor * min(singly, beside * combine(gains, "l2"))

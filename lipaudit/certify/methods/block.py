@@ -17,7 +17,7 @@ from lipaudit.graph.ir import Node
 from lipaudit.operators import attention_core
 from lipaudit.topology import Region
 
-__all__ = ["AttentionBlock", "Head", "Output", "read_block"]
+__all__ = ["AttentionBlock", "Head", "Output", "output_of", "read_block", "sharper_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def read_block(work: Workspace, region: Region) -> AttentionBlock | None:
     one_sample = all(not np.any(line.tokens // per_sample != line.tokens[:, :1] // per_sample) for line in lines)
     diameter = rows.diameter if one_sample or rows.is_normalized else Upper(2) * rows.radius
     heads = _heads(rows, diameter, bounds, lines, groups, width)
-    output = _output(work, nodes, core, region.exit, groups, lines[0].layout.shape[:2], lines[2].layout.shape[2])
+    output = output_of(work, nodes, core, region.exit, groups, lines[0].layout.shape[:2], lines[2].layout.shape[2])
     return None if heads is None or output is None else AttentionBlock(rows, diameter, heads, output)
 
 
@@ -98,7 +98,7 @@ def _heads(rows: Rows, diameter: Upper, bounds: Bounds, lines: list[Lines], grou
         three = (paths[0], paths[1], paths[2])
         merged = tuple(rows.through(path.weight) for path in three)
         sharper = [
-            _sharper(own, path, matrix, rows, diameter)
+            sharper_rows(own, path, matrix, rows, diameter)
             for own, path, matrix in zip((bounds.q, bounds.k, bounds.v), three, merged, strict=True)
         ]
         gains = replace(bounds, q=sharper[0], k=sharper[1], v=sharper[2], shared=1)
@@ -106,7 +106,7 @@ def _heads(rows: Rows, diameter: Upper, bounds: Bounds, lines: list[Lines], grou
     return tuple(found)
 
 
-def _sharper(own: attention_core.Rows, path: Path, matrix: Enclosed, rows: Rows, diameter: Upper) -> attention_core.Rows:
+def sharper_rows(own: attention_core.Rows, path: Path, matrix: Enclosed, rows: Rows, diameter: Upper) -> attention_core.Rows:
     """The rows of one head from the ball of the entry's rows."""
     if path.normalized or not rows.radius.is_finite:
         return own
@@ -124,7 +124,7 @@ def _sharper(own: attention_core.Rows, path: Path, matrix: Enclosed, rows: Rows,
     return replace(own, row=row, top=min(own.top, row), diameter=min(own.diameter, apart, Upper(2) * row) if own.count > 1 else ZERO)
 
 
-def _output(
+def output_of(
     work: Workspace, nodes: list[Node], core: Node, exit_value: str, groups: list[list[int]], lines: tuple[int, ...], width: int
 ) -> Output | None:
     """From what the heads give to the exit: at most one projection, and every element used at most once."""

@@ -14,13 +14,16 @@ from lipaudit.certify.methods.layout import Base, Layout, Term
 from lipaudit.certify.methods.workspace import Workspace
 from lipaudit.graph.ir import Node
 from lipaudit.operators.attention import Attention, FusedAttention
-from lipaudit.operators.attention_contrib import MultiHeadAttention, PackedAttention
+from lipaudit.operators.attention_contrib import GroupQueryAttention, MultiHeadAttention, PackedAttention
 from lipaudit.operators.attention_core import Heads
 from lipaudit.operators.base import Site, Unknown
 from lipaudit.operators.linear_attention import FeatureHeads, LinearAttention
 from lipaudit.operators.pair_attention import PairAttention, PairHeads
 
-__all__ = ["CORES", "Bounds", "core_operands", "output_places"]
+__all__ = ["CACHED_CORES", "CORES", "Bounds", "core_operands", "output_places", "split_heads"]
+
+CACHED_CORES = (Attention, FusedAttention, GroupQueryAttention, MultiHeadAttention)
+"""Those of softmax attention whose keys and values may come from elsewhere than the queries."""
 
 CORES = (Attention, FusedAttention, LinearAttention, MultiHeadAttention, PackedAttention, PairAttention)
 
@@ -62,6 +65,33 @@ def core_operands(work: Workspace, core: Node, found: Mapping[str, Layout]) -> t
         return computation.heads, [_split(layout, count) for layout in shifted]
     lines = _separate(core, given, computation.heads.shared)
     return None if lines is None else (computation.heads, lines)
+
+
+def split_heads(work: Workspace, core: Node, i: int, layout: Layout, shared: int) -> Layout | None:
+    """One operand of an attention (0, 1, 2: Q, K, V) as [lines, tokens, width], one line for each query head of each sample."""
+    rule, site = work.rules[core.name], work.sites[core.name]
+    if isinstance(rule, FusedAttention):
+        lead = site.out_shape()[:-2]
+        if i == 1 and core.attrs.get("k_transposed", 0):
+            rank = len(layout.shape)
+            layout = layout.transposed([*range(rank - 2), rank - 1, rank - 2])
+        return layout.broadcast((*lead, *layout.shape[-2:])).reshaped(-1, *layout.shape[-2:])
+    batch = layout.shape[0]
+    if len(layout.shape) == 3:
+        names = ("q_num_heads", "kv_num_heads") if isinstance(rule, Attention) else ("num_heads", "kv_num_heads")
+        heads = int(site.attr(names[min(i, 1)], 0) or site.attr("num_heads", 0))
+        if heads <= 0 or layout.shape[-1] % heads:
+            return None
+        layout = _split(layout, heads)
+    elif len(layout.shape) == 4:
+        layout = layout.reshaped(-1, *layout.shape[-2:])
+    else:
+        return None
+    lines, tokens, size = layout.shape
+    if i and shared > 1:
+        wide = layout.reshaped(batch, lines // batch, 1, tokens, size).broadcast((batch, lines // batch, shared, tokens, size))
+        layout = wide.reshaped(-1, tokens, size)
+    return layout
 
 
 def output_places(core: Node, shape: tuple[int, ...], width: int, tokens: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -23,9 +23,10 @@ Array = NDArray[Any]
 class Decoder:
     """LayerNormalization of x (and of m), projections, attention, output projection.
 
-    ``form``: "spelled" out, or the operator "onnx" (23), "multi-head" or "grouped" (of ONNX Runtime). ``cross``: keys and values come
-    from m. ``values_only``: only the values do. ``past``: so many cached keys and values are inputs. ``causal``: new tokens see past ones and
-    those before them. ``rotary``: the operator "grouped" turns queries and keys.
+    ``form``: "spelled" out, or the operator "onnx" (23), "multi-head" or "grouped" (of ONNX Runtime).
+    ``cross``: keys and values come from m. ``values_only``: only the values do.
+    ``past``: so many cached keys and values are inputs. ``causal``: new tokens see past ones and those before them.
+    ``rotary``: the operator "grouped" turns queries and keys.
     ``turned_cache``: keys are transposed before they meet past ones. ``bare``: m is not normalized.
     """
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log10, sqrt
+from math import log10
 from typing import Any
 
 import numpy as np
 
 from lipaudit.graph.ir import Graph, Node
+from lipaudit.topology.attention_facts import attention_facts
 from lipaudit.topology.draft import Draft
 from lipaudit.topology.match import View
 from lipaudit.topology.node_facts import node_facts
-from lipaudit.topology.nodes import ATTENTION, NORMALIZATIONS, SKIP_NORMALIZATIONS, Roles
+from lipaudit.topology.nodes import NORMALIZATIONS, SKIP_NORMALIZATIONS, Roles
 from lipaudit.topology.norms import norm_facts
-from lipaudit.topology.patterns.masks import lowest_finite
 
 __all__ = ["annotate"]
 
@@ -36,7 +36,7 @@ def annotate(simplified: Graph, graph: Graph, moving: frozenset[str], root: Draf
         if draft.kind == "residual":
             draft.facts["residual"] = _residual(roles, draft)
         elif draft.kind == "attention":
-            draft.facts["attention"] = {**_attention(roles, draft), **draft.facts.get("attention", {})}
+            draft.facts["attention"] = {**attention_facts(roles, draft), **draft.facts.get("attention", {})}
         _in_sequence(draft.children)
     for draft in order:
         if draft.kind == "stack":
@@ -171,76 +171,6 @@ def _is_zero(roles: Roles, branch: Draft, join: Node) -> bool:
                 and absent(node, 2)
             )
     return False
-
-
-# ---------------------------------------------------------------------- attention
-
-
-def _attention(roles: Roles, draft: Draft) -> dict[str, Any]:
-    node = next(node for node in draft.nodes() if node.kind in ATTENTION)
-    view = View(roles.graph, roles.moving)
-    query = roles.graph.value(node.inputs[0]).shape
-    heads, dim = _heads(node, query)
-    given = node.attrs.get("scale")
-    scale = float(given) if given else (1 / sqrt(dim) if dim else None)
-    separate = node.kind in ("lipaudit::Attention", "ai.onnx::Attention")
-    norms = [_norm_behind(roles, name) for name in node.inputs[:2]] if separate else [None, None]
-    mask = node.inputs[3] if len(node.inputs) > 3 else ""
-    if node.op in ("LinearAttention", "L2Attention"):
-        scale = None
-    return {
-        "kind": _kind(node, norms),
-        "heads": heads,
-        "head_dim": dim,
-        "scale": scale,
-        "scale_ratio": scale * sqrt(dim) if scale is not None and dim else None,
-        "qk_norm": None not in norms,
-        "softcap": float(node.attrs.get("softcap", 0.0)),
-        "causal": bool(node.attrs.get("causal", node.attrs.get("is_causal", node.attrs.get("unidirectional", 0)))),
-        "masked": bool(mask),
-        "mask_min": lowest_finite(view, mask) if mask else None,
-        "serial": 1,  # corrected by what stands before it in a sequence
-    }
-
-
-def _kind(node: Node, norms: Sequence[str | None]) -> str:
-    """dot, cosine, l2, linear, sigmoid or relu."""
-    if node.kind == "lipaudit::PairAttention":
-        return str(node.attrs["activation"])
-    named = {"lipaudit::LinearAttention": "linear", "lipaudit::L2Attention": "l2"}
-    return named.get(node.kind, "cosine" if list(norms) == ["l2", "l2"] else "dot")
-
-
-def _heads(node: Node, query: tuple[int, ...] | None) -> tuple[int | None, int | None]:
-    """Number of heads and their width, from the attributes or the layout [.., heads, tokens, width]."""
-    count = node.attrs.get("num_heads") or node.attrs.get("q_num_heads")
-    dims = list(query or ())
-    if not dims:
-        return (int(count) if count else None), None
-    if count and len(dims) <= 3:
-        width = dims[-1]
-        if node.op in ("Attention", "QAttention") and node.domain == "com.microsoft":
-            sizes = node.attrs.get("qkv_hidden_sizes")
-            width = int(sizes[0]) if sizes else width
-        return int(count), width // int(count)
-    return (dims[-3] if len(dims) > 3 else 1), dims[-1]
-
-
-def _norm_behind(roles: Roles, name: str) -> str | None:
-    """Kind of the normalization between a projection and the queries or keys; None if there is none."""
-    stack, seen = [name], {name}
-    while stack and len(seen) < _LIMIT:
-        node = roles.graph.producer.get(stack.pop())
-        if node is None:
-            continue
-        if node.kind in NORMALIZATIONS:
-            return str(node.attrs.get("kind", "norm"))
-        if roles.is_weight_layer(node) or not (roles.is_linear(node) or roles.is_linear_join(node)):
-            continue
-        fresh = [operand for operand in roles.reads(node) if operand not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return None
 
 
 # ---------------------------------------------------------------------- stacks

@@ -37,6 +37,7 @@ def assemble(
     findings: Sequence[records.Finding],
     domain: Domain,
     options: Options,
+    weights: Sequence[records.WeightRow] = (),
 ) -> records.Audit:
     """One record of everything. Pure: it computes nothing but text and shares."""
     seen = measurements
@@ -64,6 +65,7 @@ def assemble(
         provenance=_provenance(catalogue, options, seen),
         user_rules=[str(path) for path in catalogue.user_files],
         local_gains=_local(seen, certificate.headline),
+        weights=list(weights),
         contradictions=[] if seen is None else _contradictions(topology, certificate, seen),
     )
 

@@ -10,23 +10,28 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lipaudit.assemble import assemble
+from lipaudit.assemble_weights import weight_row
 from lipaudit.bounds.scalar import Norm
 from lipaudit.certify import certify
 from lipaudit.certify.domain import Domain, parse_boxes
 from lipaudit.certify.masks import assumed_masks
+from lipaudit.certify.parts import linear_parts, measure_all
 from lipaudit.errors import UsageError
 from lipaudit.graph.load import load
 from lipaudit.graph.simplify import simplify
 from lipaudit.judge import judge
 from lipaudit.operators.catalogue import Catalogue
 from lipaudit.options import EFFORTS, NORMS, Given, Options
-from lipaudit.records import Audit
-from lipaudit.topology import recognise
+from lipaudit.records import Audit, WeightRow
+from lipaudit.topology import Topology, recognise
 from lipaudit.validate import BUDGETS, Measurements, can_isolate, check_inputs, isolated, validate, witness_bytes
 
 __all__ = ["audit"]
 
 Progress = Callable[[str, float], None]
+
+CHEAP = 2.0**28
+"""Operations up to which the smallest singular value of a linear part is asked (a side of 640, squared and times the other)."""
 
 
 def audit(
@@ -160,7 +165,15 @@ def audit(
         topology, certificate, catalogue, rules=[Path(folder) for folder in rules], select=select, ignore=ignore,
         measured=None if measurements is None else measurements.facts,
     )  # fmt: skip
-    return assemble(loaded, topology, catalogue, certificate, measurements, findings, domain, options)
+    rows = _linear_parts(topology, catalogue) if norm == "l2" else []
+    return assemble(loaded, topology, catalogue, certificate, measurements, findings, domain, options, rows)
+
+
+def _linear_parts(topology: Topology, catalogue: Catalogue) -> list[WeightRow]:
+    """The linear parts by the numbers that the certificate used; smallest singular values where they cost little beside those."""
+    parts = linear_parts(topology.simplified, catalogue)
+    found = measure_all(parts, most_work=CHEAP)
+    return [weight_row(node, part, measures) for (node, part), measures in zip(parts, found, strict=True)]
 
 
 def _domain(boxes: Mapping[str, tuple[float | str, float | str]] | Sequence[str]) -> Domain:

@@ -230,30 +230,6 @@ class Contradiction(Record, frozen=True):
     measured: str
 
 
-class Audit(Record, frozen=True):
-    """Everything that one audit found; renderers only format it.
-
-    ``derivation`` is the proof of the certified numbers as data, ``user_rules`` the files that ``--rules`` added.
-    """
-
-    schema: str
-    model: Model
-    domain: Domain
-    norm: Literal["l1", "l2", "linf"]
-    certified: Certified
-    measured: Measured
-    matrix: list[MatrixEntry]
-    regions: list[Region]
-    operators: list[OperatorUse]
-    skipped: list[Skipped]
-    findings: list[Finding]
-    derivation: list[Step]
-    provenance: Provenance
-    user_rules: list[str] = []
-    contradictions: list[Contradiction] = []
-    local_gains: LocalGains | None = None
-
-
 class WeightNorm(Record, frozen=True):
     """The l2 norm of a linear part from both sides; ``slack`` is at least ``upper / lower - 1`` (null where ``lower`` is 0)."""
 
@@ -293,6 +269,32 @@ class WeightRow(Record, frozen=True):
     sigma_min: str | None
     reason: str = ""
     nonfinite: int = 0
+
+
+class Audit(Record, frozen=True):
+    """Everything that one audit found; renderers only format it.
+
+    ``derivation`` is the proof of the certified numbers as data, ``user_rules`` the files that ``--rules`` added. ``weights`` are the
+    linear parts, as in ``lipaudit.weights/1`` (of audits in l2; a smallest singular value only where it costs little).
+    """
+
+    schema: str
+    model: Model
+    domain: Domain
+    norm: Literal["l1", "l2", "linf"]
+    certified: Certified
+    measured: Measured
+    matrix: list[MatrixEntry]
+    regions: list[Region]
+    operators: list[OperatorUse]
+    skipped: list[Skipped]
+    findings: list[Finding]
+    derivation: list[Step]
+    provenance: Provenance
+    user_rules: list[str] = []
+    contradictions: list[Contradiction] = []
+    local_gains: LocalGains | None = None
+    weights: list[WeightRow] = []
 
 
 class Weights(Record, frozen=True):

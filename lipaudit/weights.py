@@ -8,19 +8,17 @@ from pathlib import Path
 
 from lipaudit import records
 from lipaudit.assemble import model_record, version_of
-from lipaudit.certify.parts import Measures, linear_parts, measure_all, slack
+from lipaudit.assemble_weights import weight_row
+from lipaudit.certify.parts import linear_parts, measure_all
 from lipaudit.errors import UsageError
-from lipaudit.graph.ir import Node
 from lipaudit.graph.load import load
 from lipaudit.graph.simplify import simplify
 from lipaudit.operators.catalogue import Catalogue
-from lipaudit.operators.parts import Part
 from lipaudit.topology import recognise
 
 __all__ = ["SORTS", "weights"]
 
 SCHEMA = "lipaudit.weights/1"
-_DIGITS = 8
 
 SORTS: Mapping[str, Callable[[records.WeightRow], float]] = {
     "graph": lambda row: 0.0,
@@ -83,35 +81,8 @@ def weights(
     parts = linear_parts(topology.simplified, catalogue)
     tell("weights", 0.0)
     found = measure_all(parts, threads=threads, progress=lambda fraction: tell("weights", fraction))
-    rows = [_row(node, part, measures) for (node, part), measures in zip(parts, found, strict=True)]
+    rows = [weight_row(node, part, measures) for (node, part), measures in zip(parts, found, strict=True)]
     return records.Weights(SCHEMA, model_record(loaded, topology), sorted(rows, key=SORTS[sort]), version_of("lipaudit") or "0+unknown")
-
-
-def _row(node: Node, part: Part, found: Measures) -> records.WeightRow:
-    spectral, l1, linf = (found.norms.get(norm) for norm in ("l2", "l1", "linf"))
-    return records.WeightRow(
-        name=part.weight,
-        node=node.name,
-        op=node.kind,
-        kind=part.kind,
-        shape=list(part.shape),
-        operator_shape=None if found.shape is None else list(found.shape),
-        norm=records.WeightNorm(
-            upper=None if spectral is None or not spectral.upper.is_finite else spectral.upper.decimal(_DIGITS),
-            lower=None if spectral is None else spectral.lower.decimal(_DIGITS),
-            slack=None if spectral is None else slack(spectral),
-            method="" if spectral is None else spectral.method,
-        ),
-        l1=None if l1 is None or not l1.upper.is_finite else l1.upper.decimal(_DIGITS),
-        linf=None if linf is None or not linf.upper.is_finite else linf.upper.decimal(_DIGITS),
-        fro=None if found.size is None else found.size.upper.decimal(_DIGITS),
-        stable_rank=None
-        if found.rank is None
-        else records.WeightRank(found.rank.lower.decimal(_DIGITS), found.rank.upper.decimal(_DIGITS)),
-        sigma_min=None if found.smallest is None else found.smallest.decimal(_DIGITS),
-        reason=found.reason,
-        nonfinite=found.nonfinite,
-    )
 
 
 def _number(decimal: str | None) -> float:

@@ -74,15 +74,21 @@ def measure(part: Part, node: str, *, smallest: bool = True) -> Measures:
 
 
 def measure_all(
-    parts: Sequence[tuple[Node, Part]], *, threads: int | None = None, progress: Callable[[float], None] | None = None
+    parts: Sequence[tuple[Node, Part]],
+    *,
+    threads: int | None = None,
+    progress: Callable[[float], None] | None = None,
+    most_work: float = math.inf,
 ) -> list[Measures]:
-    """The numbers of many parts, in their order."""
+    """The numbers of many parts, in their order; smallest singular values of those that take at most ``most_work`` operations."""
     gate = Gate(LARGE)
 
     def of(pair: tuple[Node, Part]) -> Measures:
         node, part = pair
+        sides = (1, 1) if isinstance(part.operator, str) else core_shape(part.operator)
+        work = float(min(sides)) * math.prod(sides)
         with gate.of(8 * math.prod(part.shape)):
-            return measure(part, node.name)
+            return measure(part, node.name, smallest=work <= most_work)
 
     found: list[Measures] = []
     with single_threaded(), ThreadPoolExecutor(max_workers=threads or max(1, os.cpu_count() or 1)) as pool:

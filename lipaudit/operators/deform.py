@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.linear import Dense
 from lipaudit.bounds.scalar import ONE, ZERO, Norm, Upper, repeat_factor
 from lipaudit.bounds.sparse import Sparse
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown
 from lipaudit.operators.broadcast import precise
 from lipaudit.operators.linear import weight_array
+from lipaudit.operators.parts import Part
 from lipaudit.operators.range import Range, reals, widen
 from lipaudit.operators.sampling import taps
 from lipaudit.operators.spatial import Window, window
@@ -43,6 +45,16 @@ class DeformConv(Rule):
         weight = np.asarray(weight_array(constant), dtype=np.float64).reshape(groups, constant.shape[0] // groups, -1)
         found = max(dense_norm(np.ascontiguousarray(part), norm).upper for part in weight)
         return found if found.is_finite else Unknown(f"weight {site.node.inputs[1]!r} holds values that are not finite")
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The kernel as it acts on one column of samples, a block for each group."""
+        constant = site.constant(1)
+        if constant is None:
+            return ()
+        groups = int(site.attr("group", 1))
+        weight = weight_array(constant).reshape(groups, constant.shape[0] // groups, -1)
+        kind = "batched matrix" if groups > 1 else "matrix"
+        return (Part(constant.name, kind, constant.shape, Dense(weight, (groups, weight.shape[2], 1), "left")),)
 
     def _mask(self, site: Site, xs: Sequence[Range | None]) -> float:
         given = xs[4] if len(xs) > 4 else None

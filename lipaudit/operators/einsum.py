@@ -20,9 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipaudit.bounds.dense import dense_norm
+from lipaudit.bounds.linear import Dense
 from lipaudit.bounds.scalar import ZERO, Norm, Upper
 from lipaudit.operators.base import Finite, Gain, Rule, Site, Unbounded, Unknown
 from lipaudit.operators.broadcast import precise
+from lipaudit.operators.linear import weight_array
+from lipaudit.operators.parts import Part
 from lipaudit.operators.range import Range, reals, widen
 
 __all__ = ["Einsum"]
@@ -110,6 +113,27 @@ class Einsum(Rule):
         live = tuple(axes[k] for k in kept)
         distinct = tuple(dict.fromkeys(live))
         return (full, live) if len(distinct) == len(live) else (_contract([full], [live], distinct), distinct)
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """A stored operand of two as a batch of matrices [contracted, kept] on the other one."""
+        places = [k for k, constant in enumerate(site.constants) if constant is not None and constant.size > 1]
+        return tuple(self._part(site, k) for k in places)
+
+    def _part(self, site: Site, k: int) -> Part:
+        constant, equation = site.constant(k), self._equation(site)
+        assert constant is not None
+        if isinstance(equation, str) or len(site.inputs) != 2:
+            return Part(constant.name, "matrix", constant.shape, "it is no matrix on one other operand")
+        own, other = (frozenset(equation.live(equation.operands[j], site.shape(j))) for j in (k, 1 - k))
+        output = frozenset(equation.output)
+        if own - other - output or other - own - output:
+            return Part(constant.name, "matrix", constant.shape, "an operand is summed before the product")
+        batch, contracted, kept = (tuple(sorted(found)) for found in (own & other & output, (own & other) - output, (own & output) - other))
+        array, axes = self._operand(equation, k, weight_array(constant), site.shape(k))
+        ordered = array.transpose([axes.index(index) for index in (*batch, *contracted, *kept)])
+        blocks, inner, width = (self._work(equation, found) for found in (batch, contracted, kept))
+        operator = Dense(ordered.reshape(blocks, inner, width), (blocks, 1, inner))
+        return Part(constant.name, "batched matrix" if blocks > 1 else "matrix", constant.shape, operator)
 
     def _work(self, equation: _Equation, indices: Sequence[int]) -> int:
         return math.prod(equation.lengths[index] for index in indices)

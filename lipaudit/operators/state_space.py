@@ -18,6 +18,7 @@ from lipaudit.operators.gated import swish
 from lipaudit.operators.law import Law, law_of
 from lipaudit.operators.linear import weight_array
 from lipaudit.operators.outputs import SeveralOutputs, jointly
+from lipaudit.operators.parts import Part
 from lipaudit.operators.range import Range, reals, widen
 
 __all__ = ["CausalConvWithState", "LinearAttention"]
@@ -38,6 +39,17 @@ class CausalConvWithState(SeveralOutputs):
         if activation in ("silu", "swish"):
             return law_of(swish(), {"alpha": 1.0}, 0)
         return Unknown(f"activation {activation!r} has no rule")
+
+    def _convolution(self, site: Site) -> Site:
+        """The input's way to the output before the activation, as a Conv."""
+        attrs = {"group": site.shape(0)[1], "pads": (site.shape(1)[2] - 1, 0)}
+        node = site.node.renamed(op="Conv", inputs=site.node.inputs[:2], domain="", version=0, attrs=attrs)
+        outputs = (site.outputs[0],)
+        return replace(site, node=node, inputs=site.inputs[:2], outputs=outputs, constants=site.constants[:2], moving=site.moving[:2])
+
+    def parts(self, site: Site) -> tuple[Part, ...]:
+        """The kernel on the input."""
+        return Conv("ai.onnx::Conv", {}).parts(self._convolution(site))
 
     def _young(self, site: Site) -> Upper | Unknown:
         constant = site.constant(1)
@@ -85,10 +97,7 @@ class CausalConvWithState(SeveralOutputs):
         if i == 2:
             to_output: Gain = Finite(repeat_factor(math.prod(site.out_shape()) // max(1, shape[1]), norm), method="copies of the bias")
         elif i == 0:
-            attrs = {"group": shape[1], "pads": (taps - 1, 0)}
-            node = site.node.renamed(op="Conv", inputs=site.node.inputs[:2], domain="", version=0, attrs=attrs)
-            own = replace(site, node=node, inputs=site.inputs[:2], constants=site.constants[:2], moving=site.moving[:2])
-            to_output = Conv("ai.onnx::Conv", {}).gain(own, 0, norm, xs[:2])
+            to_output = Conv("ai.onnx::Conv", {}).gain(self._convolution(site), 0, norm, xs[:2])
         else:
             to_output = Finite(size if taps > 1 else ZERO, method="Young's inequality")
         if law is not None and isinstance(to_output, Finite):

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from lipaudit.records import Audit, Region, Step
 from lipaudit.report import charts, sentences
 from lipaudit.report.selection import by_depth, contributors, finding_groups, level, proof, reason_groups, tally, walk
+from lipaudit.report.spectra import strips
 from lipaudit.report.text import amount, count, facts, power, printable, share, shorten, value
 
 __all__ = ["environment", "render"]
@@ -35,6 +36,7 @@ _MORE_PLACES = 50
 _NODES = 12
 _FACTS = 30
 _MATRIX = 100
+_PARTS = 60
 _NAME = 100
 # A place to break stands behind punctuation (not inside a number), and in any word of more than 20 characters.
 _PIECES = re.compile(r"\s+|(?:[^\s/._:,;\\()=-]|[/._:,;\\()=-](?=\d)){1,20}[/._:,;\\()=-]{0,4}|[/._:,;\\()=-]{1,4}")
@@ -150,6 +152,7 @@ def _content(audit: Audit) -> dict[str, Any]:
     rows, rows_left = _tree(audit)
     steps, steps_total = proof(audit, audit.certified.step, _STEPS)
     groups = finding_groups(audit)
+    parts, parts_axis, parts_left = strips(audit.weights, _PARTS)
     return {
         "audit": audit,
         "title": re.split(r"[/\\]", audit.model.path)[-1],
@@ -176,6 +179,9 @@ def _content(audit: Audit) -> dict[str, Any]:
         "rows_left": rows_left,
         "groups": groups,
         "tally": tally(audit),
+        "parts": parts,
+        "parts_axis": parts_axis,
+        "parts_left": parts_left,
         "steps": [_step(step, {found.id for found in steps}) for step in steps],
         "steps_total": steps_total,
         "places": _PLACES,

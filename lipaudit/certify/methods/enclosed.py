@@ -42,6 +42,11 @@ class Enclosed:
     array: Floats
     error: Upper = ZERO
 
+    def __post_init__(self) -> None:
+        """Weights may be stored in narrower types, in which no product may be taken: widened here, whoever forgot it."""
+        if self.array.dtype != np.float64:
+            object.__setattr__(self, "array", np.asarray(self.array, dtype=np.float64))
+
     def norm(self) -> Upper:
         """Upper bound of the spectral norm."""
         if self.array.size == 0:

@@ -11,6 +11,7 @@ Evaluation is rigorous (outward rounding, 128 bits, more where that leaves a sig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,13 +19,14 @@ from lipaudit.bounds.ball import Ball, precision
 from lipaudit.operators.formula import parse
 from lipaudit.operators.law import CUSHION, Law
 
-__all__ = ["prove", "prove_contraction", "prove_range", "prove_slope"]
+__all__ = ["prove", "prove_contraction", "prove_range", "prove_range_on", "prove_slope", "prove_slope_on"]
 
 _ZERO = Ball.of(0)
 _GAP = Ball.between(-(2.0**-60), 2.0**-60)
 _END = 1023  # the largest double lies below 2**1024
 _FINE = 700
 _NOTHING = Ball.between(-CUSHION, CUSHION)
+_FLAT = _NOTHING * Ball.of(2) ** -20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +49,99 @@ def prove(law: Law) -> Iterator[str]:
 
 def prove_slope(law: Law) -> Iterator[str]:
     """What is not true of slope, turns, kinks and slope limits."""
-    pointed = [(point, True, False) for point in law.turns]
-    pointed += [(point, False, False) for point in (*law.kinks, *law.jump_at)]
-    yield from _monotone(law, 2, _cuts(law, pointed), law.slope, law.slope_limits, "slope")
+    yield from _monotone(law, 2, _slope_cuts(law), law.slope, law.slope_limits, "slope")
 
 
 def prove_range(law: Law) -> Iterator[str]:
     """What is not true of range, extrema and limits."""
+    yield from _monotone(law, 1, _range_cuts(law), law.range, law.limits, "range")
+
+
+def prove_slope_on(law: Law, lo: float, hi: float, stated: Ball) -> Iterator[str]:
+    """Nothing if f' of ``law`` lies in ``stated`` on [lo, hi] (its slopes from both sides at a kink), else what could not be shown.
+
+    Of a law of which :func:`prove_slope` finds nothing wrong: f' is monotone between turns, kinks, jumps and poles. So its values at the
+    ends of the interval and over those places within it are shown to lie in ``stated``. The ends may be infinite; where ``stated``
+    is all that is proved for all reals nothing is asked.
+    """
+    if not law.slope.inside(stated):
+        yield from _on(law, 2, _slope_cuts(replace(law, period=None)), (lo, hi), stated, (law.slope, law.slope_limits))
+
+
+def prove_range_on(law: Law, lo: float, hi: float, stated: Ball) -> Iterator[str]:
+    """Nothing if f of ``law`` lies in ``stated`` on [lo, hi]; as :func:`prove_slope_on`, of what :func:`prove_range` proves."""
+    if not law.range.inside(stated):
+        yield from _on(law, 1, _range_cuts(replace(law, period=None)), (lo, hi), stated, (law.range, law.limits))
+
+
+def _slope_cuts(law: Law) -> list[_Cut]:
+    pointed = [(point, True, False) for point in law.turns]
+    pointed += [(point, False, False) for point in (*law.kinks, *law.jump_at)]
+    return _cuts(law, pointed)
+
+
+def _range_cuts(law: Law) -> list[_Cut]:
     listed = [(point, True, False) for point in law.extrema]
     listed += [(point, False, True) for point in law.jump_at]
     listed += [(point, False, False) for point in law.kinks if not any(point.meets(other[0]) for other in listed)]
-    yield from _monotone(law, 1, _cuts(law, listed, exact_changes=False), law.range, law.limits, "range")
+    return _cuts(law, listed, exact_changes=False)
+
+
+def _on(
+    law: Law,
+    k: int,
+    cuts: list[_Cut],
+    ends: tuple[float, float],
+    stated: Ball,
+    everywhere: tuple[Ball, tuple[Ball, Ball] | None],
+) -> Iterator[str]:
+    """Coefficient k-1 is within ``stated`` at both ends, or towards them, and over all cuts inside: so it is between, where it is monotone.
+
+    ``everywhere`` holds what is proved of it on all reals, and its limits. A tail counts as flat where the coefficient is within 2^-20
+    cushions of its limit, hence within 2^-19 of its value at an end in there: less than the cushion that a statement of a tail has.
+    """
+    whole, limits = everywhere
+    borders = () if law.domain is None else law.domain.floats()
+    # More digits than ``stated`` was computed with: what is not within is not so by rounding.
+    with precision(_FINE):
+        for cut in _repeated(law, cuts, ends):
+            if not _stays_near(law, k - 1, replace(cut, gap=cut.gap.meet(Ball.between(*ends))), stated, whole):
+                yield f"at {cut.at}: not within [{stated.lo}, {stated.hi}]"
+        for side, end in enumerate(ends):
+            if end in borders:
+                continue  # a cut
+            value = _coefficient(law, k - 1, Ball.of(end)) if math.isfinite(end) else whole if limits is None else limits[side]
+            if not value.meet(whole).inside(stated):
+                yield f"at {end}: not within [{stated.lo}, {stated.hi}]"
+
+
+def _stays_near(law: Law, k: int, cut: _Cut, stated: Ball, whole: Ball) -> bool:
+    """Coefficient k lies in ``stated`` over the gap of a cut, by Taylor's formula of order 2 about the place itself, where it may be flat.
+
+    Or on both sides of an exact place (a kink) by its sign there and its values at the ends.
+    """
+    if _stays(law, k, cut, stated):
+        return True
+    sides = [cut.gap.meet(Ball.between(-math.inf, cut.at)), cut.gap.meet(Ball.between(cut.at, math.inf))] if cut.gap.meets(cut.at) else []
+    if sides and all(
+        _definite(_coefficient(law, k + 1, side)) is not None
+        and all(_coefficient(law, k, end).meet(whole).inside(stated) for end in (side.least(), side.largest()))
+        for side in sides
+    ):
+        return True
+    way = cut.gap - cut.at
+    around, terms = law.jet(cut.at, k + 1).terms, law.jet(cut.gap.hull(cut.at), k + 2).terms
+    value = around[k] + Ball.of(k + 1) * around[k + 1] * way + Ball.of((k + 1) * (k + 2) // 2) * terms[k + 2] * way**2
+    return value.meet(whole).inside(stated)
+
+
+def _repeated(law: Law, cuts: list[_Cut], ends: tuple[float, float]) -> list[_Cut]:
+    """The cuts (of one period) that meet an interval, of every period."""
+    if law.period is not None:
+        p = law.period.floats()[0]
+        shifts = range(math.floor(ends[0] / p) - 2, math.ceil(ends[1] / p) + 3)
+        cuts = [replace(cut, at=cut.at + law.period * Ball.of(n), gap=cut.gap + law.period * Ball.of(n)) for n in shifts for cut in cuts]
+    return [cut for cut in cuts if cut.gap.meets(Ball.between(*ends))]
 
 
 def prove_contraction(law: Law) -> Iterator[str]:
@@ -218,9 +302,9 @@ def _far_sign(law: Law, k: int, side: int, start: int, stop: int, limits: tuple[
 def _is_flat(law: Law, k: int, cell: Ball, side: int, limits: tuple[Ball, Ball] | None) -> bool:
     """Coefficient k-1 is as good as its limit (for k = 0: the coefficient is as good as 0)."""
     if k == 0:
-        return _coefficient(law, 0, cell).inside(_NOTHING)
+        return _coefficient(law, 0, cell).inside(_FLAT)
     limit = None if limits is None else limits[1 if side > 0 else 0]
-    return limit is not None and limit.is_finite and (_coefficient(law, k - 1, cell) - limit).inside(_NOTHING)
+    return limit is not None and limit.is_finite and (_coefficient(law, k - 1, cell) - limit).inside(_FLAT)
 
 
 def _sign(law: Law, k: int, lo: Ball, hi: Ball) -> int | None:

@@ -17,6 +17,7 @@ from lipaudit.topology.patterns.choice import choice
 from lipaudit.topology.patterns.gelu import erf_gelu, tanh_gelu
 from lipaudit.topology.patterns.l2_attention import l2_attention
 from lipaudit.topology.patterns.linear_attention import linear_attention
+from lipaudit.topology.patterns.magnitude import magnitude
 from lipaudit.topology.patterns.normalization import normalization
 from lipaudit.topology.patterns.pair_attention import pair_attention
 from lipaudit.topology.patterns.products import einsum
@@ -45,8 +46,8 @@ PATTERNS: Mapping[str, tuple[tuple[str, Pattern], ...]] = MappingProxyType(
         "ai.onnx::Reciprocal": (("linear attention", linear_attention),),
         "ai.onnx::HardSigmoid": (("HardSwish", hard_swish),),
         "ai.onnx::Clip": (("HardSwish", clip_hard_swish),),
-        "ai.onnx::Sqrt": (("normalization", normalization),),
-        "ai.onnx::Pow": (("normalization", normalization),),
+        "ai.onnx::Sqrt": (("normalization", normalization), ("magnitude", magnitude)),
+        "ai.onnx::Pow": (("normalization", normalization), ("magnitude", magnitude)),
         "ai.onnx::ReduceL2": (("normalization", normalization),),
         "ai.onnx::Softmax": (("L2 attention", l2_attention), ("attention", attention)),
         "ai.onnx::MatMulInteger": (("dynamically quantised product", dynamic_matmul),),

@@ -57,7 +57,7 @@ ACTIVATIONS = (
     | _microsoft("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "QLinearSigmoid", "QLinearLeakyRelu")
 )  # fmt: skip
 SATURATING = _onnx("HardSigmoid", "Sigmoid", "Softsign")
-_POOLING = _onnx("GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool", "ReduceMax", "RoiAlign")
+_POOLING = _onnx("GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxRoiPool", "ReduceMax", "RoiAlign") | {"lipaudit::Magnitude"}
 _AVERAGES = _onnx("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum") | _microsoft(
     "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean"
 )

@@ -125,6 +125,14 @@ def evaluate(node: Node, inputs: list[Array | None]) -> Array:
             return _normalization(node, x, inputs[1], inputs[2])
         case "lipaudit::Attention":
             return _attention(node, inputs)
+        case "lipaudit::Magnitude":
+            begins, axis = attrs["begins"], attrs["axis"]
+            parts = (
+                [np.take(x, range(b, b + attrs["count"]), axis) for b in begins]
+                if begins
+                else [part for part in inputs if part is not None]
+            )
+            return np.sqrt(sum(part**2 for part in parts) + attrs["epsilon"])
         case "lipaudit::L2Attention":
             return _l2_attention(node, inputs)
         case _:

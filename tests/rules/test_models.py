@@ -129,4 +129,4 @@ def _spelled(kind: str, v: dict[str, Any], x: Any) -> Any:
         return x * np.clip(v["alpha"] * x + v["beta"], 0, 1)
     if v["approximate"] == "none":
         return v["k"] * x * (1 + erf(x * v["num"] / v["den"]))
-    return v["k"] * x * (1 + np.tanh(v["a"] * x + v["b"] * x**3))
+    return v["k"] * x * (1 + np.tanh(v["a"] * x / v.get("aden", 1.0) + v["b"] * x**3 / v.get("bden", 1.0)))

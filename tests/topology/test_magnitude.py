@@ -114,6 +114,6 @@ def test_range_and_zero() -> None:
 
 @pytest.mark.models
 def test_a_spectrogram_of_a_real_model(models: Path) -> None:
-    """With a box for the state, whose range grows without bound on all reals, the voice detector has a constant; the root was in the way."""
+    """With a box for the state, whose range grows without bound on all reals, the voice detector has a constant."""
     audit = lipaudit.audit(models / "silero_vad_op15.onnx", boxes={"state": (-1.0, 1.0)}, measure=False)
     assert audit.certified.status == "finite"

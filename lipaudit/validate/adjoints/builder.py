@@ -20,7 +20,7 @@ from lipaudit.graph.dtypes import elem_type
 from lipaudit.graph.ir import Constant, Graph, Node
 from lipaudit.operators.base import Site
 
-__all__ = ["Builder", "Local", "NoDerivative", "Rule"]
+__all__ = ["Builder", "Local", "Maybe", "NoDerivative", "Rule", "Slope"]
 
 OPSET = 18
 IR_VERSION = 9
@@ -28,6 +28,8 @@ IR_VERSION = 9
 _STORED_ELEMENTS = 8_000_000
 
 Maybe = str | None
+# What a tangent is multiplied by: a tensor without the axis of probes, or a number.
+Slope = str | float
 
 
 class NoDerivative(Exception):
@@ -60,6 +62,8 @@ class Builder:
         self._initializers: list[onnx.TensorProto] = []
         self._stored: dict[tuple[Any, ...], str] = {}
         self._primal: dict[str, str] = {}
+        # A product of slopes as its first factor, which carries the probes, and the product of the others, which is the same for all.
+        self._scaled: dict[str, tuple[str, Slope]] = {}
         self._count = 0
         self.probe_count: str | None = None
 
@@ -188,12 +192,53 @@ class Builder:
             c = self.node("ReduceSum", c, self.ints(*axes), keepdims=1)
         return self.reshape(c, shape) if lead else c
 
+    def times(self, t: str, slope: Slope) -> str:
+        """``slope`` times ``t``, elementwise; ``slope`` broadcasts to the axes of ``t`` behind K.
+
+        Slopes in a row are multiplied with each other first, once for all probes: that costs no more for one probe, and K times less for K.
+        """
+        base, before = self._scaled.get(t, (t, 1.0))
+        whole = self._product(before, slope)
+        if whole == 1.0:
+            return base
+        if isinstance(whole, str):
+            result = self.node("Mul", base, whole)
+        else:
+            result = self.node("Neg", base) if whole == -1.0 else self.node("Mul", base, self.number(whole))
+        self._scaled[result] = base, whole
+        return result
+
+    def _product(self, a: Slope, b: Slope) -> Slope:
+        if isinstance(a, str) and isinstance(b, str):
+            return self.node("Mul", a, b)
+        if not isinstance(a, str) and not isinstance(b, str):
+            return a * b
+        tensor, number = (a, b) if isinstance(a, str) else (b, a)
+        assert isinstance(tensor, str)
+        assert not isinstance(number, str)
+        return tensor if number == 1.0 else self.node("Mul", tensor, self.number(number))
+
+    def _total(self, slopes: Sequence[Slope]) -> Slope:
+        numbers = [slope for slope in slopes if not isinstance(slope, str)]
+        tensors = [slope for slope in slopes if isinstance(slope, str)]
+        if not tensors:
+            return sum(numbers)
+        return self.node("Sum", *tensors, *([self.number(sum(numbers))] if numbers else []))
+
     def sum(self, terms: Sequence[Maybe]) -> Maybe:
-        """Sum of the terms that move."""
-        moving = [term for term in terms if term is not None]
-        if not moving:
+        """Sum of the terms that move; multiples of the same tangent become one."""
+        groups: dict[str, list[tuple[str, Slope]]] = {}
+        for term in terms:
+            if term is not None:
+                base, slope = self._scaled.get(term, (term, 1.0))
+                groups.setdefault(base, []).append((term, slope))
+        parts = [
+            members[0][0] if len(members) == 1 else self.times(base, self._total([slope for _, slope in members]))
+            for base, members in groups.items()
+        ]
+        if not parts:
             return None
-        return moving[0] if len(moving) == 1 else self.node("Sum", *moving)
+        return parts[0] if len(parts) == 1 else self.node("Sum", *parts)
 
     def site(self, node: Node) -> Site:
         """The node with its types and constants."""

@@ -104,7 +104,7 @@ def _gemm(b: Builder, site: Site) -> Local:
     fill = _uniform(b, right)
 
     def scaled(t: str, factor: float) -> str:
-        return t if factor == 1.0 else b.node("Mul", t, b.number(factor))
+        return b.times(t, factor)
 
     def turned(t: str, turn: bool) -> str:
         return b.node("Transpose", t, perm=[0, 2, 1]) if turn else t
@@ -210,6 +210,24 @@ def correlate_adjoint(b: Builder, c: str, weight: str, window: Window, group: in
     return b.reshape(folded, (source[0], channels, *window.size))
 
 
+def _turned(weight: NDArray[Any], group: int) -> NDArray[Any]:
+    """The kernel of a transposed convolution as that of a convolution: mirrored, inputs and outputs of each group exchanged."""
+    grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
+    mirrored = np.flip(np.swapaxes(grouped, 1, 2), axis=tuple(range(3, grouped.ndim)))
+    return np.array(mirrored.reshape(-1, *mirrored.shape[2:]), order="C")
+
+
+def _backward(b: Builder, c: str, name: str, window: Window, group: int, source: tuple[int, ...], channels: int) -> str:
+    """As :func:`correlate_adjoint` for the weight ``name``, by a convolution where one does: onnxruntime runs those faster."""
+    constant = b.stored(name)
+    before = tuple((k - 1) * d - p for k, d, p in zip(window.kernel, window.dilations, window.before, strict=True))
+    after = tuple(n + p - o for n, p, o in zip(window.size, window.before, window.out, strict=True))
+    if constant is None or set(window.strides) != {1} or min(*before, *after) < 0:
+        return correlate_adjoint(b, c, b.primal(name), window, group, source, channels)
+    mirrored = Window(window.out, window.kernel, window.strides, window.dilations, before, after, window.size)
+    return correlate(b, c, b.weight(constant, f"turned {group}", lambda w: _turned(w, group)), mirrored, group, source, channels)
+
+
 def depthwise(b: Builder, t: str, kernel: NDArray[Any], window: Window, shape: tuple[int, ...]) -> str:
     """Correlate every channel of ``[K, *shape]`` with ``kernel``."""
     one = (shape[0] * shape[1], 1, *shape[2:])
@@ -266,7 +284,7 @@ def _conv(b: Builder, site: Site) -> Local:
             back = depthwise_adjoint(b, _channel_sum(b, cs[0], out, group), kernel, window, (shape[0], group, *shape[2:]))
             results[0] = _channel_copy(b, back, shape, group, shape[1])
         else:
-            results[0] = correlate_adjoint(b, cs[0], b.primal(name), window, group, out, shape[1])
+            results[0] = _backward(b, cs[0], name, window, group, out, shape[1])
         return results
 
     return Local(tangent, adjoint)
@@ -279,7 +297,7 @@ def _conv_transpose(b: Builder, site: Site) -> Local:
     window = transposed_window(site, shape[2:], site.shape(1)[2:])
 
     def tangent(ts: Sequence[Maybe]) -> Sequence[Maybe]:
-        return [None if ts[0] is None else correlate_adjoint(b, ts[0], b.primal(name), window, group, shape, out[1])]
+        return [None if ts[0] is None else _backward(b, ts[0], name, window, group, shape, out[1])]
 
     def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
         results: list[Maybe] = [None] * len(site.inputs)
@@ -300,7 +318,7 @@ def _batch_normalization(b: Builder, site: Site) -> Local:
     slope = (scale / np.sqrt(variance + site.attr("epsilon", 1e-5))).reshape(-1, *(1,) * (len(site.shape(0)) - 2))
 
     def apply(t: Maybe) -> Maybe:
-        return None if t is None else b.node("Mul", t, b.constant(slope))
+        return None if t is None else b.times(t, b.constant(slope))
 
     return Local(lambda ts: [apply(ts[0])], lambda cs: [apply(cs[0]), *[None] * (len(site.inputs) - 1)])
 

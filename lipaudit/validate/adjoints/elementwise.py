@@ -9,13 +9,12 @@ import numpy as np
 from onnx import TensorProto
 
 from lipaudit.operators.base import Site
-from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule
+from lipaudit.validate.adjoints.builder import Builder, Local, Maybe, NoDerivative, Rule, Slope
 
 __all__ = ["RULES", "pointwise"]
 
-# The slope of the output in one input: a tensor that broadcasts to the output, a number, or None where it is zero.
-Slope = str | float | None
-Slopes = Callable[[Builder, Site], Sequence[Slope]]
+# The slopes of the output in each input: tensors that broadcast to the output, numbers, or None where it is zero.
+Slopes = Callable[[Builder, Site], Sequence[Slope | None]]
 
 
 def pointwise(slopes: Slopes) -> Rule:
@@ -23,9 +22,9 @@ def pointwise(slopes: Slopes) -> Rule:
 
     def rule(b: Builder, site: Site) -> Local:
         out = site.out_shape()
-        found: list[Sequence[Slope]] = []
+        found: list[Sequence[Slope | None]] = []
 
-        def get() -> Sequence[Slope]:
+        def get() -> Sequence[Slope | None]:
             if not found:
                 found.append(slopes(b, site))
             return found[0]
@@ -35,7 +34,7 @@ def pointwise(slopes: Slopes) -> Rule:
             for i, (t, slope) in enumerate(zip(ts, get(), strict=False)):
                 if t is None or slope is None:
                     continue
-                moved = _times(b, b.lift(t, site.shape(i), len(out)), slope)
+                moved = b.times(b.lift(t, site.shape(i), len(out)), slope)
                 # The slope may have spread the tangent already; Expand accepts both.
                 terms.append(moved if site.shape(i) == out else b.node("Expand", moved, b.ints(1, *out)))
             return [b.sum(terms)]
@@ -47,21 +46,15 @@ def pointwise(slopes: Slopes) -> Rule:
             results: list[Maybe] = []
             for i, slope in enumerate(get()):
                 # Constants have no cotangent, and a slope of zero passes nothing on.
-                moves = site.has(i) and site.moving[i] and slope is not None
-                results.append(b.unbroadcast(_times(b, c, slope), out, site.shape(i)) if moves else None)
+                if slope is None or not (site.has(i) and site.moving[i]):
+                    results.append(None)
+                else:
+                    results.append(b.unbroadcast(b.times(c, slope), out, site.shape(i)))
             return results
 
         return Local(tangent, adjoint)
 
     return rule
-
-
-def _times(b: Builder, t: str, slope: Slope) -> str:
-    if isinstance(slope, str):
-        return b.node("Mul", t, slope)
-    if slope == 1.0 or slope is None:
-        return t
-    return b.node("Neg", t) if slope == -1.0 else b.node("Mul", t, b.number(slope))
 
 
 def _mask(b: Builder, condition: str) -> str:
@@ -80,19 +73,19 @@ def _complement(b: Builder, y: str) -> str:
     return b.node("Sub", b.number(1.0), y)
 
 
-def _product(b: Builder, site: Site) -> Sequence[Slope]:
+def _product(b: Builder, site: Site) -> Sequence[Slope | None]:
     x, y = site.node.inputs[:2]
     return [b.primal(y) if site.moving[0] else None, b.primal(x) if site.moving[1] else None]
 
 
-def _quotient(b: Builder, site: Site) -> Sequence[Slope]:
+def _quotient(b: Builder, site: Site) -> Sequence[Slope | None]:
     denominator = b.primal(site.node.inputs[1])
     first = b.node("Reciprocal", denominator)
     second = b.node("Neg", b.node("Mul", b.primal(site.node.outputs[0]), first)) if site.moving[1] else None
     return [first, second]
 
 
-def _remainder(b: Builder, site: Site) -> Sequence[Slope]:
+def _remainder(b: Builder, site: Site) -> Sequence[Slope | None]:
     """x - y n with n = the whole part of x / y, which is flat (rounded down, or towards zero with ``fmod``)."""
     if not site.moving[1]:
         return [1.0, None]
@@ -101,7 +94,7 @@ def _remainder(b: Builder, site: Site) -> Sequence[Slope]:
     return [1.0, b.node("Neg", b.node("Round", whole))]
 
 
-def _power(b: Builder, site: Site) -> Sequence[Slope]:
+def _power(b: Builder, site: Site) -> Sequence[Slope | None]:
     constant = site.constant(1)
     if constant is None:
         return _computed_power(b, site)
@@ -112,7 +105,7 @@ def _power(b: Builder, site: Site) -> Sequence[Slope]:
     return [b.node("Mul", b.node("Pow", x, b.constant(p - 1)), b.constant(p))]
 
 
-def _computed_power(b: Builder, site: Site) -> Sequence[Slope]:
+def _computed_power(b: Builder, site: Site) -> Sequence[Slope | None]:
     """p x^(p - 1) and x^p log x; the latter only says something where x > 0."""
     x, p = (b.primal(name) for name in site.node.inputs[:2])
     first = b.node("Mul", b.node("Pow", x, b.node("Sub", p, b.number(1.0))), p) if site.moving[0] else None
@@ -120,13 +113,13 @@ def _computed_power(b: Builder, site: Site) -> Sequence[Slope]:
     return [first, b.node("Mul", b.primal(site.node.outputs[0]), positive) if site.moving[1] else None]
 
 
-def _where(b: Builder, site: Site) -> Sequence[Slope]:
+def _where(b: Builder, site: Site) -> Sequence[Slope | None]:
     condition = b.primal(site.node.inputs[0])
     return [None, _mask(b, condition), _mask(b, b.node("Not", condition))]
 
 
 def _clip_rule(b: Builder, site: Site) -> Local:
-    def slopes(b: Builder, site: Site) -> Sequence[Slope]:
+    def slopes(b: Builder, site: Site) -> Sequence[Slope | None]:
         # Strictly between the ends exactly where the output is the input and differs from both.
         x, y = b.primal(site.node.inputs[0]), b.primal(site.node.outputs[0])
         return [_mask(b, b.node("Equal", x, y)), None, None]
@@ -134,7 +127,7 @@ def _clip_rule(b: Builder, site: Site) -> Local:
     return pointwise(slopes)(b, site)
 
 
-def _extreme(b: Builder, site: Site) -> Sequence[Slope]:
+def _extreme(b: Builder, site: Site) -> Sequence[Slope | None]:
     y = b.primal(site.node.outputs[0])
     masks = [
         _mask(b, b.node("Equal", b.primal(name), y)) if moves else None for name, moves in zip(site.node.inputs, site.moving, strict=True)
@@ -153,7 +146,7 @@ def _leaky(b: Builder, x: str, site: Site) -> str:
     return b.node("Add", b.node("Mul", positive, b.number(1.0 - alpha)), b.number(alpha))
 
 
-def _prelu(b: Builder, site: Site) -> Sequence[Slope]:
+def _prelu(b: Builder, site: Site) -> Sequence[Slope | None]:
     x, slope = b.primal(site.node.inputs[0]), b.primal(site.node.inputs[1])
     first = b.node("Where", b.node("Greater", x, b.number(0.0)), b.number(1.0), slope) if site.moving[0] else None
     return [first, b.node("Min", x, b.number(0.0)) if site.moving[1] else None]
@@ -179,7 +172,7 @@ def _within(b: Builder, y: str, lo: float, hi: float) -> str:
     return _mask(b, b.node("And", b.node("Greater", y, b.number(lo)), b.node("Less", y, b.number(hi))))
 
 
-def _hard_sigmoid(b: Builder, site: Site) -> Sequence[Slope]:
+def _hard_sigmoid(b: Builder, site: Site) -> Sequence[Slope | None]:
     inside = _within(b, b.primal(site.node.outputs[0]), 0.0, 1.0)
     return [b.node("Mul", inside, b.number(site.attr("alpha", 0.2)))]
 
@@ -251,20 +244,20 @@ def _square_plus(b: Builder, x: str, add: float, sign: float = 1.0) -> str:
     return b.node("Add", square if sign == 1.0 else b.node("Neg", square), b.number(add))
 
 
-def _all_ones(b: Builder, site: Site) -> Sequence[Slope]:
+def _all_ones(b: Builder, site: Site) -> Sequence[Slope | None]:
     return [1.0] * len(site.inputs)
 
 
-def _mean(b: Builder, site: Site) -> Sequence[Slope]:
+def _mean(b: Builder, site: Site) -> Sequence[Slope | None]:
     return [1.0 / len(site.inputs)] * len(site.inputs)
 
 
-def _cast(b: Builder, site: Site) -> Sequence[Slope]:
+def _cast(b: Builder, site: Site) -> Sequence[Slope | None]:
     value = site.outputs[0]
     return [1.0 if value is not None and value.is_float else None]
 
 
-def _straight_through(b: Builder, site: Site) -> Sequence[Slope]:
+def _straight_through(b: Builder, site: Site) -> Sequence[Slope | None]:
     # Rounding is flat almost everywhere; the slope of the staircase's middle line points where outputs really move.
     return [1.0] + [None] * (len(site.inputs) - 1)
 
@@ -281,7 +274,7 @@ def _scale(b: Builder, site: Site) -> str:
     return b.constant(array if site.node.op == "DequantizeLinear" else 1.0 / array)
 
 
-def _quantize(b: Builder, site: Site) -> Sequence[Slope]:
+def _quantize(b: Builder, site: Site) -> Sequence[Slope | None]:
     return [_scale(b, site), None, None]
 
 

@@ -41,11 +41,11 @@ def _standardise(
         t = t if view == shape else b.reshape(t, view)
         along = b.node("Mul", unit, b.node("ReduceMean", b.node("Mul", t, unit), behind, keepdims=1))
         rest = b.node("Sub", t, b.node("ReduceMean", t, behind, keepdims=1)) if centre else t
-        t = b.node("Mul", b.node("Sub", rest, along), inverse)
+        t = b.times(b.node("Sub", rest, along), inverse)
         return t if view == shape else b.reshape(t, shape)
 
     def times(t: str) -> str:
-        return t if scale is None else b.node("Mul", t, scale)
+        return t if scale is None else b.times(t, scale)
 
     def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
         results: list[Maybe] = [None] * len(site.inputs)

@@ -39,7 +39,9 @@ def _max_pool(b: Builder, site: Site) -> Local:
         if ts[0] is None:
             return [None]
         flat = b.node("Reshape", indices(), b.ints(count))
-        return [b.reshape(b.node("Gather", b.reshape(ts[0], (size,)), flat, axis=1), out)]
+        # Whole rows of probes are gathered faster than single elements of each.
+        rows = b.node("Transpose", b.reshape(ts[0], (size,)), perm=[1, 0])
+        return [b.reshape(b.node("Transpose", b.node("Gather", rows, flat, axis=0), perm=[1, 0]), out)]
 
     def adjoint(cs: Sequence[Maybe]) -> Sequence[Maybe]:
         if cs[0] is None:

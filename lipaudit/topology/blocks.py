@@ -231,6 +231,13 @@ def _residual(found: _Block, operands: list[str], inner: list[Node]) -> Draft:
     by_operand = {name: found.by_tail[name] for name in operands if name in found.by_tail}
     shortcuts = [s for s in by_operand.values() if s.items and found.is_clean(s) and all(found.roles.is_shortcut(n) for n in s.nodes)]
     join = _join(found, *inner)
+    wide = found.roles.graph.value(found.join.outputs[0]).shape
+    copied = [name for name in (*identity, *(s.tail for s in shortcuts)) if _is_copied(found.roles, name, wide)]
+    identity = [name for name in identity if name not in copied]
+    shortcuts = [strand for strand in shortcuts if strand.tail not in copied]
+    if copied and not identity and not shortcuts:
+        shape = list(found.roles.graph.value(copied[0]).shape or ())
+        return _other(found, f"its shortcut {copied[0]!r} of shape {shape} is copied to the shape {list(wide or ())} of the sum", *inner)
     if identity:
         rest = [strand for strand in strands if strand.items]
         return _made(found, "identity", [], rest, by_operand, join)
@@ -247,6 +254,12 @@ def _residual(found: _Block, operands: list[str], inner: list[Node]) -> Draft:
     else:
         kind = "projection"
     return _made(found, kind, chosen.items, [s for s in strands if s is not chosen and s.items], by_operand, join)
+
+
+def _is_copied(roles: Roles, name: str, wide: tuple[int, ...] | None) -> bool:
+    """Whether a summand is broadcast: then the sum is no map from a space to itself plus something."""
+    own = roles.graph.value(name).shape
+    return own is not None and wide is not None and tuple(n for n in own if n != 1) != tuple(n for n in wide if n != 1)
 
 
 def _summands(found: _Block) -> tuple[list[str], list[Node]]:

@@ -1,8 +1,8 @@
 """Convolutions of one to three dimensions as linear operators, with verified norms.
 
 l2, in order of preference: uniform kernels split into one-dimensional ones (exact); a single block tap is a dense matrix; operators whose
-smaller side is small are formed; the rest is bounded on a twisted torus (``torus.py``). l1 and linf: exact sums over the taps that one
-input or output really meets. ``sqrt(l1 * linf)`` is always valid and always tried.
+smaller side is small are formed; the rest is bounded on a twisted torus (``torus.py``), small images on half of one (``half.py``).
+l1 and linf: exact sums over the taps that one input or output really meets. ``sqrt(l1 * linf)`` is always valid and always tried.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lipaudit.bounds.below import iterate, witnessed
 from lipaudit.bounds.dense import dense_norm, nonfinite, refused, uniform_value
+from lipaudit.bounds.half import half_torus
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
 from lipaudit.bounds.scalar import INFINITE, ZERO, Lower, Norm, Upper, dual
 from lipaudit.bounds.sums import largest_row_sum
@@ -35,6 +36,10 @@ COLUMNS = 1 << 23
 DENSE_SIDE = 2048
 DENSE_WORK = 8e10
 """An operator is formed if its smaller side and the flops of its verified norm are at most these (a second or two)."""
+
+HALF_IMAGE = 16
+HALF_FROM = 5e-3
+"""Images (along their shorter axis) for which a half torus is tried, if the torus leaves at least this slack."""
 
 ONES_SIDE = 1024
 """Largest axis whose all-ones window is formed as a matrix."""
@@ -300,6 +305,10 @@ class Convolution(LinearOperator):
         lower = witnessed(one, iterate(one, one._affordable_steps(), start), mixed)
         if not found.upper.is_finite:
             return VerifiedNorm(self._reshaped(slack), lower, "reshaped kernel")
+        if min(axis.image for axis in self.window) <= HALF_IMAGE and float(found.upper) > float(lower) * (1 + HALF_FROM):
+            half = half_torus(self._matrix, self.window, slack, found.evidence.get("twist"))
+            if half is not None and half[0] < found.upper:
+                return VerifiedNorm(half[0], lower, "half torus", half[1])
         return VerifiedNorm(found.upper, lower, found.method, found.evidence)
 
     def _affordable_steps(self) -> int:

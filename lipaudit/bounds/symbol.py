@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipaudit.bounds.blocks import block_taps
 from lipaudit.bounds.dense import dense_norm
 from lipaudit.bounds.grid import cells, everywhere
 from lipaudit.bounds.lags import Lags, Peak
@@ -19,7 +19,7 @@ from lipaudit.bounds.sweep import scalar_sweep, sweep
 from lipaudit.bounds.torus import Torus, candidates, grid_factor
 from lipaudit.bounds.window import Axis, AxisForm
 
-__all__ = ["Symbol", "block_taps", "scalar_bounds", "symbol_norm"]
+__all__ = ["Symbol", "scalar_bounds", "symbol_norm"]
 
 Floats = NDArray[np.float64]
 
@@ -52,19 +52,6 @@ class Symbol:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     start: tuple[str, Floats] | None = None
     lower: Lower | None = None
-
-
-def block_taps(matrix: Floats, window: Sequence[Axis], forms: Sequence[AxisForm]) -> Floats:
-    """The kernel [groups, o, c, taps] as block taps [groups, o, n_1, .., n_d, phases * c]; taps that meet no pixel are dropped."""
-    groups, o, c, _ = matrix.shape
-    kernel = tuple(axis.kernel for axis in window)
-    counts, phases = [form.count for form in forms], [len(form.phases) for form in forms]
-    blocks = np.zeros((groups, o, *counts, *phases, c))
-    for choice in itertools.product(*(range(len(form.taps)) for form in forms)):
-        tap = int(np.ravel_multi_index(tuple(form.taps[k] for form, k in zip(forms, choice, strict=True)), kernel))
-        places = [form.places[k] for form, k in zip(forms, choice, strict=True)]
-        blocks[(slice(None), slice(None), *(tau for tau, _ in places), *(phase for _, phase in places))] = matrix[..., tap]
-    return blocks.reshape(groups, o, *counts, -1)
 
 
 def _prepared(matrix: Floats, window: Sequence[Axis]) -> tuple[Floats, list[AxisForm], bool, int]:

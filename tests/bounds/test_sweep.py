@@ -146,6 +146,7 @@ def test_nan_pivots_and_indefinite_matrices_are_no_proof() -> None:
 def test_random_small_convolutions_through_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Orders that audits leave to float64, so that dense matrices can tell."""
     monkeypatch.setattr(conv, "DENSE_SIDE", 0)
+    monkeypatch.setattr(conv, "HALF_IMAGE", 0)
     monkeypatch.setattr(sweep, "SINGLE_SIDE", (2, 2048))
     rng = np.random.default_rng(21)
     by_single = swept = 0
@@ -162,8 +163,9 @@ def test_random_small_convolutions_through_float32(monkeypatch: pytest.MonkeyPat
     assert swept >= 40 and by_single >= 25
 
 
-def test_large_orders_by_float32_against_the_operator() -> None:
+def test_large_orders_by_float32_against_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A symbol of order 56 on 6 x 6 pixels: bound by the torus, against the matrix itself."""
+    monkeypatch.setattr(conv, "HALF_IMAGE", 0)
     weight = np.random.default_rng(22).standard_normal((56, 56, 3, 3))
     operator = Convolution(weight, (6, 6), pads=((1, 1), (1, 1)))
     found = operator._by_symbol(1e-6, operator._sums("linf"))

@@ -21,7 +21,32 @@ def i64(name: str, value: Any) -> onnx.TensorProto:
 
 
 node = helper.make_node
+
+
+def body() -> onnx.GraphProto:
+    """Of an element of each of two sequences and a tensor, with a value from outside and a constant of its own: a product, a sum."""
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("a", "b", "t", "product", "total")]
+    nodes = [node("Mul", ["a", "b"], ["m"]), node("Add", ["m", "outer"], ["product"]), node("Sub", ["b", "own"], ["s"]),
+             node("Add", ["s", "t"], ["total"])]  # fmt: skip
+    own = onnx.numpy_helper.from_array(np.float32(0.5), "own")
+    return helper.make_graph(nodes, "body", info[:3], info[3:], [own])
+
+
 CASES: dict[str, tuple[list[Any], list[Any], int]] = {
+    "a body over the elements of two sequences": (
+        [
+            node("Tanh", ["x"], ["outer_x"]),
+            node("ReduceMax", ["outer_x"], ["outer"], keepdims=0),
+            node("SplitToSequence", ["x"], ["q"], axis=0, keepdims=0),
+            node("SplitToSequence", ["outer_x"], ["r"], axis=0, keepdims=0),
+            node("SequenceMap", ["q", "r", "outer"], ["u", "v"], body=body()),
+            node("ConcatFromSequence", ["u"], ["c"], axis=0, new_axis=1),
+            node("SequenceAt", ["v", "p"], ["w"]),
+            node("Add", ["c", "w"], ["y"]),
+        ],
+        [i64("p", 1)],
+        17,
+    ),
     "parts of equal length": (
         [node("SplitToSequence", ["x", "s"], ["q"], axis=1), node("SequenceAt", ["q", "p"], ["a"]), node("Relu", ["a"], ["y"])],
         [i64("s", 4), i64("p", -1)],

@@ -9,7 +9,8 @@ Cases:
 2. ``SplitToSequence``: a ``Split`` with an output for each part (and a ``Squeeze`` without ``keepdims``);
 3. ``SequenceAt`` a constant position: an ``Identity``; ``SequenceLength``: a constant;
 4. ``ConcatFromSequence``: a ``Concat``, after an ``Unsqueeze`` of each element for ``new_axis``;
-5. ``Optional`` and ``OptionalGetElement`` of a tensor: an ``Identity``; ``OptionalHasElement``: a constant.
+5. ``SequenceMap`` over sequences whose elements are known: the nodes of its body once for each element;
+6. ``Optional`` and ``OptionalGetElement`` of a tensor: an ``Identity``; ``OptionalHasElement``: a constant.
 
 What is not constant stays as it is, and so does what a graph output needs.
 """
@@ -23,12 +24,16 @@ import numpy as np
 import onnx.defs
 
 from lipaudit.graph.ir import Constant, Graph, Node
+from lipaudit.graph.simplify.renaming import defines, rename_all
 
 __all__ = ["resolve_sequences"]
 
+# Of all elements of one SequenceMap together.
+_MOST_NODES = 5000
+
 _OPS = frozenset({
     "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence", "SequenceAt", "SequenceLength",
-    "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
+    "SequenceMap", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
 })  # fmt: skip
 
 
@@ -70,6 +75,8 @@ class _Walk:
     kept: list[Node] = field(default_factory=list)
     builders: list[Node] = field(default_factory=list)
     alive: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
+    """Names of values and nodes put in place of a SequenceMap."""
     origin: dict[str, str] = field(default_factory=dict)
     """The node that a new node stands for: it decides the place of the new one."""
 
@@ -87,6 +94,8 @@ class _Walk:
             return self._optional(node)
         if node.op not in _OPS or node.inputs[0] not in self.elements:
             return False
+        if node.op == "SequenceMap":
+            return self._map(node)
         elements = self.elements[node.inputs[0]]
         if node.op == "SequenceLength":
             return self._constant(node, np.asarray(len(elements), dtype=np.int64))
@@ -173,6 +182,43 @@ class _Walk:
             self._reshaped(node, "Unsqueeze", element, raised[-1], axis)
         return self._put(node, "Concat", tuple(raised), node.outputs[:1], {"axis": axis})
 
+    def _map(self, node: Node) -> bool:
+        """The body for each element; inputs that are no sequences are the same for all."""
+        body = node.attrs.get("body")
+        count = len(self.elements[node.inputs[0]])
+        sequences = [self.elements.get(name) for name in node.inputs]
+        known = all(own is not None or self._shape(name) is not None for name, own in zip(node.inputs, sequences, strict=True))
+        if not isinstance(body, Graph) or not known or count * len(body.nodes) > _MOST_NODES:
+            return False
+        if any(own is not None and len(own) != count for own in sequences) or len(body.inputs) != len(node.inputs):
+            return False
+        found: list[tuple[str, ...]] = []
+        for k in range(count):
+            given = [name if own is None else own[k] for name, own in zip(node.inputs, sequences, strict=True)]
+            found.append(self._element(node, body, given, k))
+        for place, name in enumerate(node.outputs):
+            if name:
+                self.elements[name] = tuple(outputs[place] for outputs in found)
+        self.builders.append(node)
+        return True
+
+    def _element(self, node: Node, body: Graph, given: list[str], k: int) -> tuple[str, ...]:
+        """The nodes of the body for element ``k``; its outputs."""
+        names: dict[str, str] = {}
+        for name in sorted(defines(body)):
+            names[name] = self._fresh(f"{node.name}.{k}.{name}")
+            self.taken.add(names[name])
+        names |= {value.name: outer for value, outer in zip(body.inputs, given, strict=True)}
+        put = rename_all(body, names)
+        inner = {value.name for value in put.inputs}
+        for part in put.nodes:
+            name = self._fresh(f"{node.name}.{k}.{part.name}")
+            self.taken.add(name)
+            self.origin[name] = node.name
+            self.kept.append(part.renamed(name=name, covers=node.covers or (node.name,)))
+        self.constants |= {name: constant for name, constant in put.constants.items() if name not in inner}
+        return put.outputs
+
     def _optional(self, node: Node) -> bool:
         source = node.inputs[0] if node.inputs else ""
         if node.op == "OptionalHasElement":
@@ -197,7 +243,7 @@ class _Walk:
         return int(onnx.defs.get_schema(op, self.graph.opsets.get("", 1), "").since_version)
 
     def _fresh(self, name: str) -> str:
-        while name in self.graph.values or name in self.graph.constants or name in self.constants:
+        while name in self.graph.values or name in self.graph.constants or name in self.constants or name in self.taken:
             name += "_"
         return name
 

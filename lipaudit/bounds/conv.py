@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipaudit.bounds.adjoint import Adjoint
 from lipaudit.bounds.below import iterate, witnessed
 from lipaudit.bounds.dense import dense_norm, nonfinite, refused, uniform_value
 from lipaudit.bounds.half import half_torus
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm
-from lipaudit.bounds.scalar import INFINITE, ZERO, Lower, Norm, Upper, dual
+from lipaudit.bounds.scalar import INFINITE, ZERO, Lower, Norm, Upper
 from lipaudit.bounds.sums import largest_row_sum
 from lipaudit.bounds.symbol import scalar_bounds, symbol_norm
 from lipaudit.bounds.window import Axis, axes, multiplicity, pairs
 
-__all__ = ["Adjoint", "Convolution", "TransposedConvolution"]
+__all__ = ["Convolution", "TransposedConvolution"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -352,40 +352,6 @@ def _ones_norm(axis: Axis, norm: Norm, slack: float) -> VerifiedNorm:
     if max(axis.image, axis.outputs) > ONES_SIDE:
         return VerifiedNorm(Upper(l1 * linf).sqrt(), Lower(1), "sqrt(l1 * linf)")
     return dense_norm(axis.matrix(), norm, min(slack, 1e-10) if max(axis.image, axis.outputs) > 256 else 0.0)
-
-
-class Adjoint(LinearOperator):
-    """The transpose of an operator: same l2 norm, l1 and linf swapped.
-
-    ``terms`` is the most products that one output element of the transpose sums.
-    """
-
-    def __init__(self, base: LinearOperator, terms: int) -> None:
-        self.base = base
-        self.in_shape, self.out_shape = base.out_shape, base.in_shape
-        self._terms = terms
-
-    def apply(self, x: Floats) -> Floats:
-        """Transpose of the base operator."""
-        return self.base.adjoint(x)
-
-    def adjoint(self, y: Floats) -> Floats:
-        """The base operator."""
-        return self.base.apply(y)
-
-    def magnitude(self) -> LinearOperator:
-        """Transpose of the magnitude."""
-        return Adjoint(self.base.magnitude(), self._terms)
-
-    @property
-    def terms(self) -> int:
-        """As given."""
-        return self._terms
-
-    def norm(self, norm: Norm, slack: float = 1e-6) -> VerifiedNorm:
-        """Norm of the base operator in the dual norm."""
-        found = self.base.norm(dual(norm), slack)
-        return replace(found, evidence={**found.evidence, "transposed": True})
 
 
 class TransposedConvolution(Adjoint):

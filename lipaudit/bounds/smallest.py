@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs
 
-from lipaudit.bounds.conv import Adjoint, Convolution
+from lipaudit.bounds.adjoint import Adjoint
+from lipaudit.bounds.conv import Convolution
 from lipaudit.bounds.dense import gamma, nonfinite, uniform_value, vector_norm
 from lipaudit.bounds.diagonal import Diagonal
 from lipaudit.bounds.kernels import dpotrf, dsyrk

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.conv import Adjoint, Convolution
+from lipaudit.bounds.adjoint import Adjoint
+from lipaudit.bounds.conv import Convolution
 from lipaudit.bounds.dense import gamma, uniform_value
 from lipaudit.bounds.diagonal import Diagonal
 from lipaudit.bounds.kronecker import Kronecker

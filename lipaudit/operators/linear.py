@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from lipaudit.bounds.conv import Adjoint, Convolution
+from lipaudit.bounds.adjoint import Adjoint
+from lipaudit.bounds.conv import Convolution
 from lipaudit.bounds.dense import dense_norm
 from lipaudit.bounds.linear import Dense
 from lipaudit.bounds.operator import LinearOperator, VerifiedNorm

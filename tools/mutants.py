@@ -2,7 +2,8 @@
 
 For each operator of the catalogue the slope (and the offset) that its rule returns is multiplied by 0.99 in memory, and the tests that ask
 that rule run until one fails. Which tests those are, and how long they take, is recorded in a first run without mutants. The numbers of
-scalar entries (slopes, ranges, jumps, turns) are mutated by ``tests/rules/test_proofs.py`` itself, which runs here too.
+scalar entries (slopes, ranges, jumps, turns) are mutated by ``tests/rules/test_proofs.py`` itself, which runs here too. What a function
+body says of a node better than its rule is one more mutant, called "definition".
 
 ``python tools/mutants.py [WORD ...]`` restricts the run to operators whose name contains a word.
 """
@@ -29,11 +30,13 @@ from hypothesis import Phase, settings  # noqa: E402
 
 import lipaudit.operators  # noqa: E402
 from lipaudit.bounds.scalar import Upper  # noqa: E402
+from lipaudit.certify import definitions, node_gains  # noqa: E402
 from lipaudit.operators.base import Finite, Rule  # noqa: E402
 from lipaudit.operators.catalogue import Catalogue  # noqa: E402
 from lipaudit.operators.outputs import PerOutput  # noqa: E402
 
 TESTS = ("tests/rules/test_checks.py", "tests/operators", "tests/certify")
+DEFINITION = "definition"
 SHRINK = Upper(Fraction(99, 100))
 SLOWEST = 12.0
 """Tests that take longer (in seconds) are not repeated for each mutant."""
@@ -83,6 +86,25 @@ class Mutants:
         """Wrap every ``gain``."""
         for cls in list(rule_classes()):
             setattr(cls, "gain", self._wrapped(vars(cls)["gain"]))  # noqa: B010
+        original = definitions.better_gains
+
+        def better_gains(*args: Any, **more: Any) -> tuple[Any, ...]:
+            return tuple(self._defined(gain) for gain in original(*args, **more))
+
+        node_gains.better_gains = better_gains
+
+    def _defined(self, gain: Any) -> Any:
+        if not isinstance(gain, Finite) or gain.method != definitions.METHOD:
+            return gain
+        if self.recording is not None:
+            self._record(DEFINITION, gain)
+        return shrunk(gain, self.current[1]) if self.current is not None and self.current[0] == DEFINITION else gain
+
+    def _record(self, kind: str, found: Finite) -> None:
+        assert self.recording is not None
+        self.recording.add(kind)
+        live = {part for part in ("slope", "offset") if not getattr(found, part).is_zero and getattr(found, part).is_finite}
+        self.parts.setdefault(kind, set()).update(live)
 
     def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def gain(rule: Rule, *args: Any, **more: Any) -> Any:
@@ -96,9 +118,7 @@ class Mutants:
             if depth or not isinstance(found, Finite):
                 return found
             if self.recording is not None:
-                self.recording.add(rule.kind)
-                live = {part for part in ("slope", "offset") if not getattr(found, part).is_zero and getattr(found, part).is_finite}
-                self.parts.setdefault(rule.kind, set()).update(live)
+                self._record(rule.kind, found)
             return shrunk(found, self.current[1]) if self.current is not None and self.current[0] == rule.kind else found
 
         return gain
@@ -124,7 +144,8 @@ class Mutants:
                 for kind in self.recording:
                     self.asked.setdefault(kind, set()).add(item.nodeid)
         self.recording = None
-        kinds = sorted(kind for kind in Catalogue.load().entries if not self.words or any(word in kind for word in self.words))
+        all_kinds = (*Catalogue.load().entries, DEFINITION)
+        kinds = sorted(kind for kind in all_kinds if not self.words or any(word in kind for word in self.words))
         for kind in kinds:
             tests = sorted(self.asked.get(kind, ()), key=lambda name: duration[name])
             if not self.parts.get(kind):

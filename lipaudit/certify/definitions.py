@@ -24,12 +24,12 @@ from lipaudit.operators.catalogue import Catalogue
 from lipaudit.operators.outputs import PerOutput, jointly
 from lipaudit.operators.range import Range
 
-__all__ = ["better_gains", "better_ranges", "define"]
+__all__ = ["METHOD", "better_gains", "better_ranges", "define"]
 
 _SMALL, _OPEN = 8192, 1 << 18
 """Elements of all inputs and outputs of a node whose definition is asked: to improve a bound, and where there is none."""
 
-_METHOD = "definition by other operators"
+METHOD = "definition by other operators"
 _LOCK = Lock()
 
 
@@ -143,7 +143,7 @@ def _smaller(site: Site, own: Gain, i: int, bound: BodyBound, norm: Norm) -> Gai
         if not name:
             parts.append(Finite(ZERO))
             continue
-        other = Finite(bound.gains[row].get(f"x{i}", ZERO), bound.offsets[row], _METHOD)
+        other = Finite(bound.gains[row].get(f"x{i}", ZERO), bound.offsets[row], METHOD)
         row += 1
         mine = own.outputs[k] if isinstance(own, PerOutput) and k < len(own.outputs) else own
         if isinstance(mine, Finite) and not (other.slope <= mine.slope and other.offset <= mine.offset):
@@ -157,4 +157,4 @@ def _smaller(site: Site, own: Gain, i: int, bound: BodyBound, norm: Norm) -> Gai
         return own
     if isinstance(own, Finite) and not (found.slope <= own.slope and found.offset <= own.offset):
         return own
-    return replace(found, method=_METHOD)
+    return replace(found, method=METHOD)

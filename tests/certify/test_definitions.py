@@ -113,3 +113,15 @@ def test_a_boolean_mask_that_moves_jumps(norm: Norm, tmp_path: Path, monkeypatch
         a, b = (float(session.run(None, {"x": np.array([point])})[0].item()) for point in ((1e-9, -1e-9), (-1e-9, 1e-9)))
         assert math.isclose(abs(a - b), 8.0)
         assert found.headline.status != "finite" or float(found.headline.slope) * 4e-9 + float(found.headline.offset) >= 8.0
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_what_only_the_definition_knows_is_exact_for_one_key(norm: Norm, tmp_path: Path) -> None:
+    """One key has weight 1, whatever its score: the output is the value, copied to both queries: (2, sqrt 2, 1)."""
+    text = """g (double[1,1,2,3] q, double[1,1,1,3] k, double[1,1,1,3] v) => (double[1,1,2,3] y) {
+        y = ai.onnx.preview.FlexAttention <score_mod = m (double[1,1,2,1] s) => (double[1,1,2,1] t) { t = Tanh(s) }> (q, k, v) }"""
+    _, topology = opened(text, tmp_path)
+    around = boxes(topology, np.random.default_rng(0), 0.5)
+    truth = {"l1": 2.0, "l2": math.sqrt(2), "linf": 1.0}[norm]
+    found = certify(topology, Catalogue.load(), Domain({}, around), norm).matrix["v", "y"]
+    assert truth * (1 - 4e-16) <= float(found.slope) <= truth * (1 + 1e-9)

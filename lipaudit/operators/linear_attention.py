@@ -8,6 +8,11 @@ diameter with 0). With ``alpha <= a``, ``beta <= b`` element by element and ``de
 Along any direction the last sum is a covariance, at most ``sqrt(sum_j p_ij t_j^2) D_V/2``. From a: ``|t_j| <= |da_i|/alpha`` gives
 ``G_a = D_V/(2 alpha)``; from b: ``|t_j| <= |db_j|/beta`` gives ``G_b = sqrt(c) D_V/(2 beta)``, c the largest column sum of p. Without lower
 ends of the features: ``G_a <= n_k R_b D_V/delta``, ``G_b <= sqrt(n_q n_k) R_a D_V/delta``.
+
+Where the features are ``phi(u)`` with ``0 <= phi' <= phi`` (exp, 1 + elu, softplus, sigmoid), t_j is a mean of relative changes
+``phi'(u_f)/phi(u_f) du_f`` of u behind a, so all t_j of one query lie within ``sqrt(2) |du_i|`` of each other and have a standard
+deviation of at most ``|du_i|/sqrt(2)``: ``G_u = D_V/sqrt(8)``. From u behind b, ``|t_j| <= |du_j|``, and the bound of softmax in its
+scores gives ``D_V min(sqrt(n_q/8), sqrt(c)/2)``. No lower end of the features matters.
 """
 
 from __future__ import annotations
@@ -76,6 +81,14 @@ class FeatureHeads:
         """``sqrt(c)``, linf 1, l1 c."""
         column = self.column_sum()
         return repeat_factor(self.shared, norm) * {"l2": column.sqrt(), "linf": ONE, "l1": column}[norm]
+
+    def relative_gain(self, i: int) -> Upper:
+        """l2 gain from u, where the features of a (0) or b (1) are ``phi(u)`` with ``0 <= phi' <= phi``."""
+        d = self._values()[0]
+        if i == 0:
+            return d / Lower(8).sqrt()
+        share = min((Upper(self.q.count) / Lower(8)).sqrt(), self.column_sum().sqrt() / Lower(2))
+        return repeat_factor(self.shared, "l2") * d * share
 
     def row_max_gains(self) -> tuple[Upper, Upper, Upper]:
         """In the largest-row norm, free of the number of tokens."""

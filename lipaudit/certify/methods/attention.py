@@ -52,8 +52,7 @@ def _proposal(plan: AttentionBlock, entry: str, *, behind: bool) -> Proposal | N
     slopes: list[tuple[Upper, Upper, Upper]] = []
     matrices: list[tuple[Enclosed, Enclosed, Enclosed]] = []
     for head in plan.heads:
-        own = (head.gains.query_gain("l2"), head.gains.key_gain("l2"), head.gains.value_gain("l2"))
-        slopes.append(tuple(g * path.stretch for g, path in zip(own, head.paths, strict=True)))  # pyright: ignore[reportArgumentType]
+        slopes.append(head.slopes())
         matrices.append(head.merged if behind else tuple(path.weight for path in head.paths))  # pyright: ignore[reportArgumentType]
     if not all(slope.is_finite for triple in slopes for slope in triple):
         return None

@@ -9,12 +9,14 @@ import numpy as np
 from lipaudit.bounds.scalar import INFINITE, ONE, ZERO, Upper
 from lipaudit.certify.methods.cores import CORES, Bounds, core_operands, output_places
 from lipaudit.certify.methods.enclosed import Enclosed
+from lipaudit.certify.methods.features import is_relative
 from lipaudit.certify.methods.heads import Lines, Path, classes, lines_of, path_of
 from lipaudit.certify.methods.layout import Layout, follow
 from lipaudit.certify.methods.rows import Rows, rows_behind
 from lipaudit.certify.methods.workspace import Workspace
 from lipaudit.graph.ir import Node
 from lipaudit.operators import attention_core
+from lipaudit.operators.linear_attention import FeatureHeads
 from lipaudit.topology import Region
 
 __all__ = ["AttentionBlock", "Head", "Output", "output_of", "read_block", "sharper_rows"]
@@ -28,6 +30,18 @@ class Head:
     gains: Bounds
     merged: tuple[Enclosed, Enclosed, Enclosed]
     """``W G P`` (or W, if nothing is normalized) of the three paths."""
+    relative: tuple[bool, bool] = (False, False)
+    """Queries, keys are features that change by no more than themselves (``methods.features``)."""
+
+    def slopes(self) -> tuple[Upper, Upper, Upper]:
+        """l2 gains from the products with W to the exit of the head, what follows the products included."""
+        own = (self.gains.query_gain("l2"), self.gains.key_gain("l2"), self.gains.value_gain("l2"))
+        found = [gain * path.stretch for gain, path in zip(own, self.paths, strict=True)]
+        if isinstance(self.gains, FeatureHeads):
+            for i in (0, 1):
+                if self.relative[i]:
+                    found[i] = min(found[i], self.gains.relative_gain(i) * self.paths[i].before)
+        return found[0], found[1], found[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +97,21 @@ def read_block(work: Workspace, region: Region) -> AttentionBlock | None:
     per_sample = int(np.prod(shape[1:-1])) if len(shape) >= 3 else 1
     one_sample = all(not np.any(line.tokens // per_sample != line.tokens[:, :1] // per_sample) for line in lines)
     diameter = rows.diameter if one_sample or rows.is_normalized else Upper(2) * rows.radius
-    heads = _heads(rows, diameter, bounds, lines, groups, width)
+    changes = (is_relative(work, core, 0), is_relative(work, core, 1)) if isinstance(bounds, FeatureHeads) else (False, False)
+    heads = _heads(rows, diameter, bounds, lines, groups, width, changes)
     output = output_of(work, nodes, core, region.exit, groups, lines[0].layout.shape[:2], lines[2].layout.shape[2])
     return None if heads is None or output is None else AttentionBlock(rows, diameter, heads, output)
 
 
-def _heads(rows: Rows, diameter: Upper, bounds: Bounds, lines: list[Lines], groups: list[list[int]], width: int) -> tuple[Head, ...] | None:
+def _heads(
+    rows: Rows,
+    diameter: Upper,
+    bounds: Bounds,
+    lines: list[Lines],
+    groups: list[list[int]],
+    width: int,
+    changes: tuple[bool, bool],
+) -> tuple[Head, ...] | None:
     """Matrices and sharper row bounds of every class."""
     found: list[Head] = []
     for members in groups:
@@ -102,7 +125,8 @@ def _heads(rows: Rows, diameter: Upper, bounds: Bounds, lines: list[Lines], grou
             for own, path, matrix in zip((bounds.q, bounds.k, bounds.v), three, merged, strict=True)
         ]
         gains = replace(bounds, q=sharper[0], k=sharper[1], v=sharper[2], shared=1)
-        found.append(Head(three, gains, (merged[0], merged[1], merged[2])))
+        relative = (changes[0] and not paths[0].turned, changes[1] and not paths[1].turned)
+        found.append(Head(three, gains, (merged[0], merged[1], merged[2]), relative))
     return tuple(found)
 
 

@@ -73,6 +73,8 @@ class Path:
         Tokens are turned by their positions: equal rows need not stay equal.
     normalized
         Rows are normalized (or put through a function) after the projection: their size has nothing to do with W.
+    before
+        ``stretch`` without the slope of the function that was applied last.
     """
 
     weight: Enclosed
@@ -81,6 +83,7 @@ class Path:
     slack: float
     turned: bool
     normalized: bool
+    before: Upper = ONE
 
     def sizes(self, centre: Floats, error: float) -> tuple[Upper, Upper]:
         """Largest norm of ``centre + constant`` over the tokens, and largest distance of two of these."""
@@ -170,7 +173,9 @@ def path_of(lines: Lines, members: list[int], width: int) -> Path | None:
     stretch = _turn(lines, members, columns, float(relative)) if moves else ONE
     if stretch is None:
         return None
-    return Path(Enclosed(projection[:, columns].T), base.stretch * stretch, constant, lines.layout.slack, moves, base.is_reshaped)
+    return Path(
+        Enclosed(projection[:, columns].T), base.stretch * stretch, constant, lines.layout.slack, moves, base.is_reshaped, base.before
+    )
 
 
 def _turn(lines: Lines, members: list[int], columns: tuple[int, ...], relative: float) -> Upper | None:

@@ -67,6 +67,8 @@ class Base:
         The feature sets that were normalized together (empty: none were).
     activated
         An activation was applied to each element since; ``stretch`` has its slope.
+    before
+        ``stretch`` without the slope of the last activation.
     """
 
     width: int
@@ -75,6 +77,7 @@ class Base:
     stretch: Upper = ONE
     groups: frozenset[tuple[int, ...]] = frozenset()
     activated: bool = False
+    before: Upper = ONE
 
     @property
     def is_reshaped(self) -> bool:
@@ -319,7 +322,7 @@ def _activated(work: Workspace, node: Node, site: Site, layout: Layout) -> Layou
     term = layout.terms[0]
     if site.out_shape() != layout.shape or np.any(term.factor != 1) or np.any(term.index < 0) or len(node.outputs) != 1:
         return None
-    moved = replace(base, stretch=base.stretch * gain.slope, activated=True)
+    moved = replace(base, stretch=base.stretch * gain.slope, activated=True, before=base.stretch)
     return Layout(moved, (Term(term.index, np.ones(layout.shape)),), np.zeros(layout.shape))
 
 

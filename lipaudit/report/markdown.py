@@ -50,7 +50,8 @@ def _headline(audit: Audit) -> Iterator[str]:
     yield "| | gain | |"
     yield "|---|---|---|"
     yield f"| **certified** | {sentences.certified(audit.certified)} | {_domain(audit)}, {audit.norm} norm |"
-    where = f"on {cell(audit.measured.device)}" if audit.measured.device else ""
+    stopped = f", stopped early ({audit.provenance.stopped})" if audit.provenance.stopped else ""
+    where = f"on {cell(audit.measured.device)}{stopped}" if audit.measured.device else ""
     measured = sentences.measured(audit.measured) if audit.measured.status == "measured" else "not measured"
     yield f"| **measured** | {measured} | {where or (cell(audit.measured.reason) if audit.measured.reason else '')} |"
     notes = sentences.holds_for(audit)

@@ -16,6 +16,7 @@ from lipaudit.validate.adjoints import Derivative, NoDerivative, jvp, spelled, v
 from lipaudit.validate.budget import OVERHEAD, flops
 from lipaudit.validate.problem import Problem
 from lipaudit.validate.session import Deadline, Session
+from lipaudit.validate.vectors import aligned
 
 __all__ = ["SMALL", "Engine", "State"]
 
@@ -152,7 +153,7 @@ class Engine:
         feeds.update(derivative.large)
         for seed, (place, shape) in zip(derivative.seeds, parts, strict=True):
             if seed in session.inputs:
-                feeds[seed] = np.ascontiguousarray(probes[:, place], dtype=np.float32).reshape(count, *shape)
+                feeds[seed] = aligned(probes[:, place], np.float32).reshape(count, *shape)
         found = session.run(feeds, [name for name in derivative.results if name], self.deadline)
         for name, (place, _) in zip(derivative.results, targets, strict=True):
             if name:

@@ -14,6 +14,7 @@ from lipaudit.graph.dtypes import numpy_dtype
 from lipaudit.graph.export import EMBEDDED_BYTES, weight_bytes
 from lipaudit.graph.ir import Graph, Node, Value
 from lipaudit.topology.sources import moving
+from lipaudit.validate.vectors import aligned
 
 if TYPE_CHECKING:
     from lipaudit.topology.sources import Source
@@ -89,10 +90,10 @@ class Problem:
 
     def feeds(self, point: Floats, *, double: bool = False) -> dict[str, NDArray[Any]]:
         """Inputs of the graph at ``point``, in the types of the model or (sources only) in float64."""
-        feeds = dict(self.fixed)
+        feeds = {name: aligned(value) for name, value in self.fixed.items()}
         for part in self.parts:
             value = point[part.place].reshape(part.shape)
-            feeds[part.name] = value if double else value.astype(numpy_dtype(part.dtype))
+            feeds[part.name] = value if double else aligned(value, numpy_dtype(part.dtype))
         return feeds
 
 

@@ -19,6 +19,7 @@ from lipaudit.validate.adjoints import NoDerivative, vjp
 from lipaudit.validate.problem import Problem
 from lipaudit.validate.session import Deadline, Session
 from lipaudit.validate.starts import typical
+from lipaudit.validate.vectors import aligned
 
 __all__ = ["Profile", "profile"]
 
@@ -128,7 +129,7 @@ def profile(
         sizes = np.sqrt(sum((probe.reshape(_DIRECTIONS, -1) ** 2).sum(axis=1) for probe in probes))
         seeds: dict[str, Array] = {tap: values[name] for name, tap in derivative.taps.items()} | dict(derivative.large)
         for name, probe in zip(derivative.seeds, probes, strict=True):
-            seeds[name] = (probe / sizes.reshape(-1, *([1] * (probe.ndim - 1)))).astype(np.float32)
+            seeds[name] = aligned(probe / sizes.reshape(-1, *([1] * (probe.ndim - 1))), np.float32)
         pulled = backward.run({name: array for name, array in seeds.items() if name in backward.inputs}, None, deadline)
         for name, result in zip((*sources, *names), derivative.results, strict=True):
             if result and name in names:

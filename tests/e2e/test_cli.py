@@ -168,8 +168,8 @@ def test_severity_times_fail_on(severity: Severity | None, fail_on: str, mlp: Pa
         assert lipaudit(*arguments, "--exit-zero").returncode == 0
 
 
-def test_injected_unsoundness_is_exit_4(mlp: Path) -> None:
-    """Half the constant of Gemm: the measured gain lies above the certified one, and both are printed."""
+def _with_half_of_gemm(model: Path, *more: str) -> subprocess.CompletedProcess[bytes]:
+    """The audit with a wrong rule: half the constant of Gemm."""
     script = (
         "import dataclasses, sys\n"
         "from lipaudit.bounds.scalar import Upper\n"
@@ -179,16 +179,42 @@ def test_injected_unsoundness_is_exit_4(mlp: Path) -> None:
         "    found = whole(self, *a)\n"
         "    return dataclasses.replace(found, slope=found.slope * Upper('1/2'))\n"
         "Gemm.gain = half\n"
-        f"sys.argv = ['lipaudit', 'audit', {str(mlp)!r}, '--effort', 'quick']\n"
+        f"sys.argv = ['lipaudit', 'audit', {str(model)!r}, '--effort', 'quick', *{more!r}]\n"
         "from lipaudit.cli import main\n"
         "main()\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=120)
+
+
+def test_injected_unsoundness_is_exit_4(mlp: Path) -> None:
+    """The measured gain lies above the certified one, and both are printed."""
+    result = _with_half_of_gemm(mlp)
     assert result.returncode == 4, result.stderr
     text = result.stderr.decode()
     assert "above its certified bound" in text
     assert "the whole model" in text
     assert result.stdout  # the report is written all the same
+
+
+def test_injected_unsoundness_names_the_region(tmp_path: Path) -> None:
+    """Of two residual blocks, one has the wrong rule: that region is named on stderr and in the report, the other is not."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((4, 4)), "b": np.zeros(4), "v": rng.standard_normal((4, 4)) / 4}
+    nodes = [
+        make_node("MatMul", ["x", "v"], ["m"]), make_node("Relu", ["m"], ["n"]), make_node("Add", ["x", "n"], ["p"]),
+        make_node("Gemm", ["p", "w", "b"], ["h"]), make_node("Relu", ["h"], ["r"]), make_node("Add", ["p", "r"], ["y"]),
+    ]  # fmt: skip
+    path, report = tmp_path / "blocks.onnx", tmp_path / "blocks.json"
+    path.write_bytes(make_model(nodes, {"x": [1, 4]}, ["y"], weights).SerializeToString())
+    result = _with_half_of_gemm(path, "-o", f"json={report}")
+    assert result.returncode == 4, result.stderr
+    named = {item["where"] for item in json.loads(report.read_bytes())["contradictions"]}
+    assert named
+    for where in named:
+        assert f"of {where} lies above its certified bound" in result.stderr.decode()
+    regions = {where for where in named if where.startswith("region ")}
+    assert any(where.endswith("block-2:residual") for where in regions)
+    assert not any("block-1" in where for where in named)
 
 
 def test_reports_do_not_overwrite_each_other(mlp: Path, tmp_path: Path) -> None:

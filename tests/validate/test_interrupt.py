@@ -121,8 +121,9 @@ main()
 
 def test_the_command_writes_its_outputs_and_exits_130(samples: Path, tmp_path: Path) -> None:
     models = [str(samples / f"{name}.onnx") for name in ("prenorm_transformer", "digits_mlp")]
-    outputs = [f"{name}={tmp_path}/{{model}}.{name}" for name in ("json", "html")]
-    command = [sys.executable, "-c", COMMAND, "audit", *models, "-o", outputs[0], "-o", outputs[1], "--effort", "thorough"]
+    outputs = [f"{name}={tmp_path}/{{model}}.{name}" for name in ("json", "html", "markdown", "terminal")]
+    written = [part for output in outputs for part in ("-o", output)]
+    command = [sys.executable, "-c", COMMAND, "audit", *models, *written, "--effort", "thorough"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(9) == b"searching"
@@ -136,5 +137,7 @@ def test_the_command_writes_its_outputs_and_exits_130(samples: Path, tmp_path: P
     assert found["provenance"]["stopped"] == "interrupted"
     assert found["certified"]["status"] in {"finite", "unbounded"}
     assert found["measured"]["status"] == "measured"
+    for name in ("html", "markdown", "terminal"):
+        assert "interrupted" in (tmp_path / f"prenorm_transformer.{name}").read_text(encoding="utf-8"), name
     assert "stopped early" in (tmp_path / "prenorm_transformer.html").read_text(encoding="utf-8")
     assert not (tmp_path / "digits_mlp.json").exists()

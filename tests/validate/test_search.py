@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from lipaudit.topology.sources import find_sources
 from lipaudit.validate.direction import View
 from lipaudit.validate.engine import Engine
 from lipaudit.validate.problem import Problem, prepare
 from lipaudit.validate.search import Search, shares
-from lipaudit.validate.session import Deadline, OutOfTime
-from tests.validate.small import mlp
+from lipaudit.validate.session import Deadline, OutOfTime, Session
+from tests.validate.small import graph_of, mlp
 
 
 def test_stages_grow_and_share_the_whole_budget() -> None:
@@ -60,3 +63,27 @@ def test_a_search_that_is_cut_has_climbed_already() -> None:
         seen.append(" ".join(candidate.family for candidate in search.found))
     assert "ascent" not in seen[0]
     assert "ascent" in seen[1]
+
+
+def test_values_do_not_depend_on_where_the_inputs_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime's ReduceMean adds in another order where its operand begins elsewhere: all that it is given begins at 64 bytes."""
+    graph = graph_of([helper.make_node("ReduceMean", ["x"], ["y"], axes=[-1])], {"x": [3, 7, 37]}, ["y"], opset=13)
+    problem = prepare(graph, find_sources(graph), {}, None, 0, None)
+    assert isinstance(problem, Problem)
+    seen: set[int] = set()
+    run = Session.run
+
+    def watched(self: Session, feeds: Mapping[str, Any], *more: Any) -> dict[str, Any]:
+        seen.update(array.ctypes.data % 64 for array in feeds.values())
+        return run(self, feeds, *more)
+
+    monkeypatch.setattr(Session, "run", watched)
+    engine = Engine(problem, "cpu", Deadline(None))
+    rng = np.random.default_rng(0)
+    # Blocks of many sizes in between, so that the allocator has no reason to be tidy.
+    held = []
+    for size in range(1, 200, 7):
+        held.append(np.empty(size))
+        state = engine.state(problem.clip(rng.standard_normal(problem.size)))
+        engine.pull(state, rng.standard_normal((3, engine.outputs)))
+    assert seen == {0}

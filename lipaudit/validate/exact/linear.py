@@ -1,4 +1,4 @@
-"""Products with weights: MatMul, Gemm, Einsum, convolutions as a sum over kernel taps (BLAS does the work)."""
+"""Products with weights: MatMul, Gemm, Einsum, convolutions by gathered windows (BLAS does the work)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from lipaudit.validate.exact.call import Array, Call, Operator
-from lipaudit.validate.exact.windows import convolution_window, transposed_window
+from lipaudit.validate.exact.windows import Window, convolution_window, transposed_window
 
 __all__ = ["OPERATORS"]
+
+# What is gathered of a convolution's input at a time.
+_SLAB_BYTES = 1 << 20
 
 
 def _matmul(call: Call) -> Array:
@@ -60,14 +63,35 @@ def _conv(call: Call) -> Array:
             piece = np.repeat(piece, repeat, axis=1) if repeat > 1 else piece
             result += piece * w[(slice(None), 0, *tap)].reshape(-1, *(1,) * len(window.out))
     else:
-        positions = int(np.prod(window.out))
-        weights = w.reshape(groups, out_channels // groups, *w.shape[1:])
-        sums = np.zeros((n, groups, out_channels // groups, positions), dtype=x.dtype)
-        for tap, cut in window.taps():
-            piece = np.ascontiguousarray(padded[(slice(None), slice(None), *cut)]).reshape(n, groups, per_group, positions)
-            sums += np.matmul(np.ascontiguousarray(weights[(slice(None), slice(None), slice(None), *tap)]), piece)
-        result = sums.reshape(n, out_channels, *window.out)
+        result = _gathered(padded, w, groups, window)
     return result if bias is None else result + bias.reshape(-1, *(1,) * len(window.out))
+
+
+def _gathered(padded: Array, w: Array, groups: int, window: Window) -> Array:
+    """Convolution as one product a slab of output rows: what the windows see is gathered for as many rows as fit into the cache."""
+    n, channels = padded.shape[:2]
+    steps = padded.strides[2:]
+    along = tuple(step * stride for step, stride in zip(steps, window.strides, strict=True))
+    within = tuple(step * dilation for step, dilation in zip(steps, window.dilations, strict=True))
+    # All windows without a copy: [n, groups, channels of a group, *kernel, *out]; the pads cover the last window.
+    seen = np.lib.stride_tricks.as_strided(
+        padded,
+        (n, groups, channels // groups, *window.kernel, *window.out),
+        (padded.strides[0], padded.strides[1] * (channels // groups), padded.strides[1], *within, *along),
+        writeable=False,
+    )
+    weights = w.reshape(groups, w.shape[0] // groups, -1)
+    result = np.empty((n, *weights.shape[:2], *window.out), dtype=padded.dtype)
+    row = weights.shape[2] * int(np.prod(window.out[1:])) * padded.itemsize
+    rows = max(1, _SLAB_BYTES // max(row, 1))
+    first = 3 + len(window.kernel)
+    for i in range(n):
+        for g in range(groups):
+            for start in range(0, window.out[0], rows):
+                piece = seen[(i, g, *(slice(None),) * (first - 2), slice(start, start + rows))]
+                slab = result[i, g, :, start : start + rows]
+                slab[...] = (weights[g] @ piece.reshape(weights.shape[2], -1)).reshape(slab.shape)
+    return result.reshape(n, w.shape[0], *window.out)
 
 
 def _spread(one: Array, channels: int) -> Array:

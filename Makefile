@@ -49,10 +49,11 @@ format: $(ENV)  ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 bench: $(ENV)  ## timings, as ratios to a reference measured in the same run; rewrites docs/benchmarks.md
-	@mkdir -p .benchmarks
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-json=.benchmarks/bench.json; \
-	 failed=$$?; $(BIN)/python tools/tightness.py .benchmarks/tightness.json && \
-	 $(BIN)/python tools/benchmark_table.py .benchmarks/bench.json .benchmarks/tightness.json && exit $$failed
+	@rm -rf .benchmarks/tables; mkdir -p .benchmarks/tables
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-json=.benchmarks/bench.json; failed=$$?; \
+	 $(BIN)/python tools/tightness.py .benchmarks/tables/tightness.json || failed=1; \
+	 $(BIN)/python tools/families.py .benchmarks/tables/families.json || failed=1; \
+	 $(BIN)/python tools/benchmark_table.py .benchmarks/bench.json .benchmarks/tables/*.json && exit $$failed
 
 soak: $(ENV)  ## the property tests with many more, fresh examples (an hour or so)
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(JOBS) -m "hypothesis or soak"

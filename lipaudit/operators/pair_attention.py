@@ -133,7 +133,7 @@ class PairAttention(Rule):
         assert operand is not None
         given = site.inputs[i]
         if given is not None and not given.is_float:
-            return self._jump(site, norm, xs)
+            return self._jump(site, heads, norm)
         if i == 3:
             slope = heads.bias_gain(norm, copies_of(operand.shape, (*lead, heads.q.count, heads.k.count)))
         else:
@@ -148,9 +148,9 @@ class PairAttention(Rule):
         }  # fmt: skip
         return Finite(slope, method=f"{heads.activation} attention", evidence=evidence)
 
-    def _jump(self, site: Site, norm: Norm, xs: Sequence[Range | None]) -> Gain:
-        """A Boolean mask that moves: a weight jumps between 0 and itself, and the output by the diameter of its range."""
-        (found,) = self.range(site, xs)
-        return finite_or(
-            ZERO, "the mask moves, and the values are not bounded on this domain", "jump of the mask", offset=found.total_diameter(norm)
-        )
+    def _jump(self, site: Site, heads: PairHeads, norm: Norm) -> Gain:
+        """A Boolean mask that moves: each weight jumps between 0 and itself, so that a row moves by at most ``sum_j w_ij |v_j|``."""
+        total = heads.weight * Upper(heads.k.count)
+        row = {"l2": heads.v.row, "l1": heads.v.row_l1, "linf": heads.v.top}[norm]
+        offset = repeat_factor(math.prod(site.out_shape()[:-1]), norm) * total * row
+        return finite_or(ZERO, "the mask moves, and the values are not bounded on this domain", "jump of the mask", offset=offset)

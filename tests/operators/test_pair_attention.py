@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,12 @@ def test_a_mask_that_moves_jumps(activation: str) -> None:
     found = _asked(activation, _box((TOKENS, TOKENS), 0, 1, integral=True), "bool", 3, "linf")
     assert found.slope.is_zero
     assert float(found.offset) >= TOKENS * (0.5 if activation == "sigmoid" else WIDTH)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_the_jump_of_a_relu_is_attained(norm: Norm) -> None:
+    """Every score is 4 and every value 1: without the mask each element is 12, with it 0."""
+    found = _asked("relu", _box((TOKENS, TOKENS), 0, 1, integral=True), "bool", 3, norm)
+    offset, power = Fraction(float(found.offset)), 2 if norm == "l2" else 1
+    jump = {"l1": 12 * 12, "l2": 12**2 * 12, "linf": 12}[norm]  # in l2 the square
+    assert jump <= offset**power <= jump * (1 + Fraction(1, 10**12))

@@ -17,12 +17,12 @@ from lipaudit.report import sentences
 from lipaudit.report.svg import chart, element, percent, text
 from lipaudit.report.text import power, shorten, shorten_path
 
-__all__ = ["CERTIFIED", "MEASURED", "gains", "interval", "profile"]
+__all__ = ["CERTIFIED", "GRID", "MEASURED", "Axis", "gains", "interval", "power_of_ten", "profile"]
 
 # Both have a contrast of at least 3 on white and on the dark background, and differ for colour-blind readers too.
 CERTIFIED = "#5b8fc7"
 MEASURED = "#c8641b"
-_GRID = "#8a8f98"
+GRID = "#8a8f98"
 _LABEL = 40
 
 
@@ -63,7 +63,8 @@ def _round_step(least: float) -> float:
     return next(factor * decade for factor in (1.0, 2.0, 5.0, 10.0) if factor * decade >= least * (1 - 1e-9))
 
 
-def _power_of_ten(exponent: float) -> list[Markup | str]:
+def power_of_ten(exponent: float) -> list[Markup | str]:
+    """The label of a tick."""
     if exponent == 0:
         return ["1"]
     return ["10", element("tspan", {"dy": -4, "font-size": 9}, [f"{exponent:.15g}"])]
@@ -74,10 +75,10 @@ def _grid(axis: Axis, top: float, bottom: float) -> Iterator[Markup]:
     ticks = axis.ticks()
     for i, tick in enumerate(ticks):
         x = percent(axis.at(tick))
-        line = {"x1": x, "x2": x, "y1": top, "y2": bottom, "stroke": _GRID, "stroke-width": 1.5 if tick == 0 else 1}
+        line = {"x1": x, "x2": x, "y1": top, "y2": bottom, "stroke": GRID, "stroke-width": 1.5 if tick == 0 else 1}
         yield element("line", {**line, "stroke-opacity": 0.9 if tick == 0 else 0.3})
         anchor = "start" if i == 0 and axis.left == 0 else "end" if i == len(ticks) - 1 and axis.right == 1 else "middle"
-        yield text(_power_of_ten(tick), x, top - 5, anchor=anchor, size=11)
+        yield text(power_of_ten(tick), x, top - 5, anchor=anchor, size=11)
 
 
 def _bar(x1: float, x2: float, y: float, height: float, fill: str, name: str, opacity: float = 1.0) -> Markup:
@@ -196,9 +197,9 @@ def profile(regions: Sequence[Region], total: float | None) -> Markup | None:
     parts: list[Markup] = []
     for tick in axis.ticks():
         y = bottom - (tick - axis.lo) / (axis.hi - axis.lo) * (bottom - top)
-        line = {"x1": "10%", "x2": "100%", "y1": y, "y2": y, "stroke": _GRID, "stroke-width": 1.5 if tick == 0 else 1}
+        line = {"x1": "10%", "x2": "100%", "y1": y, "y2": y, "stroke": GRID, "stroke-width": 1.5 if tick == 0 else 1}
         parts.append(element("line", {**line, "stroke-opacity": 0.9 if tick == 0 else 0.3}))
-        parts.append(text(_power_of_ten(tick), "9%", y + 4, anchor="end", size=11))
+        parts.append(text(power_of_ten(tick), "9%", y + 4, anchor="end", size=11))
     parts += _curve(before, axis, top, bottom, CERTIFIED, "certified-line", "")
     parts += _curve(after, axis, top, bottom, MEASURED, "measured-line", "6 3")
     parts.append(text("input", "10%", bottom + 18, size=11))

@@ -10,14 +10,13 @@ from decimal import Decimal
 from markupsafe import Markup
 
 from lipaudit.records import WeightRow
-from lipaudit.report.charts import CERTIFIED, Axis
+from lipaudit.report.charts import CERTIFIED, GRID, Axis, power_of_ten
 from lipaudit.report.svg import chart, element, percent, text
 from lipaudit.report.text import shorten
 from lipaudit.report.weights.cells import cells, shape
 
 __all__ = ["Strip", "strips"]
 
-_GRID = "#8a8f98"
 _TOP, _HEIGHT = 4.0, 12.0
 
 
@@ -78,7 +77,7 @@ def _strip(row: WeightRow, k: int, axis: Axis) -> Markup | None:
         return None
     middle = _TOP + _HEIGHT / 2
     right = axis.at(top)
-    parts = [element("line", {"x1": "0%", "x2": "100%", "y1": middle, "y2": middle, "stroke": _GRID, "stroke-opacity": 0.35})]
+    parts = [element("line", {"x1": "0%", "x2": "100%", "y1": middle, "y2": middle, "stroke": GRID, "stroke-opacity": 0.35})]
     left = axis.at(least if least is not None else mean if mean is not None else top)
     if least is None:
         dashes = {"stroke": CERTIFIED, "stroke-width": 2, "stroke-dasharray": "2 4", "class": "certified-line"}
@@ -100,8 +99,7 @@ def _ruler(axis: Axis) -> Markup:
     ticks = axis.ticks()
     for i, tick in enumerate(ticks):
         x = percent(axis.at(tick))
-        parts.append(element("line", {"x1": x, "x2": x, "y1": 15, "y2": 20, "stroke": _GRID}))
-        label: list[Markup | str] = ["1"] if tick == 0 else ["10", element("tspan", {"dy": -4, "font-size": 9}, [f"{tick:.15g}"])]
-        parts.append(text(label, x, 12, anchor="start" if i == 0 else "end" if i == len(ticks) - 1 else "middle", size=11))
+        parts.append(element("line", {"x1": x, "x2": x, "y1": 15, "y2": 20, "stroke": GRID}))
+        parts.append(text(power_of_ten(tick), x, 12, anchor="start" if i == 0 else "end" if i == len(ticks) - 1 else "middle", size=11))
     ends = f"from 10^{ticks[0]:.15g} to 10^{ticks[-1]:.15g}"
     return chart("parts-axis", "Axis of the singular values", f"Powers of ten, {ends}", 20, parts)

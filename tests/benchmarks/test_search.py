@@ -26,15 +26,8 @@ KNOWN: Mapping[str, tuple[tuple[float, float], float, float]] = {
     "sri_resnet_a": ((0.0, 1.0), 3.32, 5.50),
     "eran_sigmoid_6x200": ((0.0, 1.0), 1074.0, 1584.0),
     "oval21_cifar_base": ((0.0, 1.0), 1.497, 1.971),
-    "acasxu_1_1": ((-0.5, 0.5), 467.1, 1497.0),
+    "acasxu_1_1": ((-0.5, 0.5), 467.1, 1640.0),
     "exports/resnet18.dyn18": ((-2.0, 2.0), 2.55, 3.501),
-}
-# Where the promise for 3 seconds is not always kept: what is held instead. This list only shrinks.
-SHORT: Mapping[str, tuple[float, str]] = {
-    "acasxu_1_1": (
-        0.35,
-        "luck: hill climbing meets the steep piece after one second or after three, by seed and by how busy the machine is",
-    ),
 }
 AGAINST_RANDOM = {"mnist_fc_256x2": (0.0, 1.0), "cifar10_resnet_2b": (0.0, 1.0), "exports/vit.dyn18": (-2.0, 2.0)}
 
@@ -62,12 +55,11 @@ def test_gain_at_normal(benchmark: BenchmarkFixture, models: Path, name: str) ->
     gain = benchmark.pedantic(lambda: _found(models, name, box, "normal"), rounds=1)
     early = _found(models, name, box, "normal", 3.0)
     benchmark.extra_info["best known"] = max(best, gain)
-    held, note = SHORT.get(name, (None, ""))
     judge(
         benchmark,
         name,
         Ratio("gain found at normal over the promised one", gain / promised, 0.9, ">="),
-        Ratio("gain found in 3 s over the promised one", early / promised, 0.7, ">=", held, note),
+        Ratio("gain found in 3 s over the promised one", early / promised, 0.7, ">="),
     )
 
 

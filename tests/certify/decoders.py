@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tests.certify.blocks import softmax
+from tests.certify.writing import Writer
 from tests.pipeline import make_model
 
 __all__ = ["Decoder"]
@@ -116,17 +117,8 @@ class Decoder:
     def model(self) -> onnx.ModelProto:
         """As an exporter writes it."""
         h, g, n, p = self.heads, self.kv_heads, self.tokens, self.past
-        c: dict[str, Any] = dict(self.w)
-        nodes: list[onnx.NodeProto] = []
-
-        def add(op: str, *inputs: str, out: str = "", **attrs: Any) -> str:
-            name = out or f"{op.lower()}_{len(nodes)}"
-            nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attrs))
-            return name
-
-        def const(value: Any) -> str:
-            c[f"c{len(c)}"] = np.asarray(value)
-            return f"c{len(c) - 1}"
+        graph = Writer(self.w)
+        nodes, c, add, const = graph.nodes, graph.constants, graph.add, graph.const
 
         entries = {name: add("LayerNormalization", name, "gamma", "beta", axis=-1, epsilon=1e-2) for name in self.normed}
         x, m = entries["x"], entries.get("m", "m")

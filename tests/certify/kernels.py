@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from tests.certify.blocks import softmax
+from tests.certify.writing import Writer
 from tests.pipeline import make_model
 
 __all__ = ["KINDS", "Kernel"]
@@ -107,17 +107,8 @@ class Kernel:
     def model(self) -> onnx.ModelProto:
         """As an exporter writes it."""
         n, h, k = self.tokens, self.heads, self.k
-        c: dict[str, Any] = dict(self.w)
-        nodes: list[onnx.NodeProto] = []
-
-        def add(op: str, *inputs: str, out: str = "", **attrs: Any) -> str:
-            name = out or f"{op.lower()}_{len(nodes)}"
-            nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attrs))
-            return name
-
-        def const(value: Any) -> str:
-            c[f"c{len(c)}"] = np.asarray(value)
-            return f"c{len(c) - 1}"
+        graph = Writer(self.w)
+        nodes, c, add, const = graph.nodes, graph.constants, graph.add, graph.const
 
         def number(value: float) -> str:
             return const(np.float32(value))
